@@ -1,0 +1,54 @@
+"""Evaluate a trained run: python -m launch.evaluate runs/pong [--step N] [--config.eval.episodes=100] [--out scores.json]
+
+Runs every evaluation of the method on the restored state and prints one JSON object. Nothing in the run is changed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from launch.cli import guarded, split_overrides
+from training import config as configs
+from training import runtime
+
+
+def main(argv: list[str]) -> None:
+    argv, overrides = split_overrides(argv)
+    parser = argparse.ArgumentParser(prog="python -m launch.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("workdir")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    parser.add_argument("--out", help="folder for the result, pictures and videos (default: WORKDIR/evaluate)")
+    args = parser.parse_args(argv)
+    config = configs.load_saved(args.workdir)
+    with config.unlocked():
+        for key, text in overrides.items():
+            configs.set_value(config, key, text)
+    runtime.setup(**config.runtime)
+
+    import jax
+
+    from training import loop, population
+    from training.checkpoint import Checkpoints
+    from training.errors import UserError
+    from training.metrics import Writer
+    from training.sharding import make_mesh
+
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    method, stream = population.make(config, mesh)
+    shapes, shardings = loop.abstract_state(config, method, stream, mesh)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    restored = Checkpoints(args.workdir).restore(target, args.step)
+    if restored is None:
+        raise UserError(f"no checkpoint in {args.workdir}; train there first")
+    writer = Writer(args.out or str(Path(args.workdir) / "evaluate"), every=1, last=config.steps, resume_step=restored.step - 1)
+    results = {}
+    with jax.set_mesh(mesh):
+        for name, evaluation in method.evals.items():
+            results |= {f"{name}/{k}": v for k, v in evaluation.run(restored.state, restored.step).items()}
+    writer.write(restored.step, results)
+    writer.close()
+    print(json.dumps({"step": restored.step, **{k: v for k, v in results.items() if isinstance(v, int | float | list)}}))
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,125 @@
+"""Building blocks of the report: escaped HTML elements, and numbers, times and ticks as people read them."""
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+VOID = frozenset({"img", "link", "meta", "path", "line", "circle", "rect"})
+SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+class Html(str):
+    """Text that is markup already. Any other string is data, and `tag` escapes it."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: Any, **attributes: Any) -> Html:
+    """One element. `cls` becomes `class` and `_` in names becomes `-`; None or False drops an attribute, True leaves it bare."""
+    words = [name]
+    for key, value in attributes.items():
+        key = "class" if key == "cls" else key.replace("_", "-")
+        if value is True:
+            words.append(key)
+        elif value is not None and value is not False:
+            words.append(f'{key}="{html.escape(str(value))}"')
+    opening = " ".join(words)
+    if name in VOID:
+        return Html(f"<{opening}/>")
+    return Html(f"<{opening}>{join(children)}</{name}>")
+
+
+def join(children: Iterable[Any]) -> Html:
+    """Children one after another: None is dropped, markup is kept, everything else is escaped."""
+    return Html("".join(c if isinstance(c, Html) else html.escape(str(c)) for c in children if c is not None))
+
+
+def real(value: Any) -> float | None:
+    """A number as float (NaN and infinity included), or None for anything else."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def short(value: float, digits: int = 4) -> str:
+    """`digits` significant digits with an SI suffix from 100 000 on: 0.01234, 1234, 1.235M, 1.2e-05, NaN."""
+    if not math.isfinite(value):
+        return special(value)
+    value = float(f"{value:.{digits}g}")
+    for scale, suffix in SUFFIXES:
+        if abs(value) >= max(scale, 1e5):
+            return f"{value / scale:.{digits}g}{suffix}"
+    return exact(value)
+
+
+def exact(value: float) -> str:
+    """For tables: no suffix. Integers whole, others to six significant digits: 1,234,567 and 0.123457 and 1.2e-05."""
+    if not math.isfinite(value):
+        return special(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}" if abs(value) >= 1e4 else str(int(value))
+    if not 1e-4 <= abs(value) < 1e9:
+        return f"{value:.4g}"
+    decimals = max(0, 5 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".rstrip("0").rstrip(".") if decimals else f"{value:,.0f}"
+
+
+def special(value: float) -> str:
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+
+
+def duration(seconds: float | None) -> str:
+    """2.5 s, 3 min 20 s, 1 h 05 min, 2 d 3 h; a dash when unknown."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "–"
+    if seconds < 59.95:
+        return f"{short(seconds, 3)} s"
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min {whole} s" if whole else f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def linear_ticks(low: float, high: float, target: int = 5) -> list[float]:
+    """Round numbers inside [low, high], about `target` of them; steps are 1, 2, 2.5 or 5 times a power of ten."""
+    rough = (high - low) / target
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float, target: int = 6) -> list[float]:
+    """Powers of ten inside [low, high], at most about `target` of them (positive bounds, more than a decade apart)."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    stride = max(1, math.ceil((last - first + 1) / target))
+    return [10.0**power for power in range(first, last + 1, stride)]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """One suffix and one number of decimals for the whole axis, so that labels line up: 0, 20k, 40k or 0.25, 0.50."""
+    largest = max((abs(tick) for tick in ticks), default=0.0)
+    scale, suffix = 1.0, ""
+    if largest >= 1e4:
+        scale, suffix = next(pair for pair in SUFFIXES if largest >= pair[0])
+    elif 0 < largest < 1e-3:
+        power = math.floor(math.log10(largest) + 1e-9)
+        scale, suffix = 10.0**power, f"e{power}"
+    scaled = [tick / scale for tick in ticks]
+    gap = min((abs(b - a) for a, b in zip(scaled, scaled[1:], strict=False)), default=1.0)
+    decimals = next((d for d in range(9) if all(abs(round(t, d) - t) < 1e-3 * gap for t in scaled)), 9)
+    return [f"{t:.{decimals}f}{suffix}" if t else "0" for t in scaled]
+
+
+def unit(metric: str) -> str:
+    """The unit that a metric's name tells, or '': 'time/steps_per_second' is in steps/s."""
+    leaf = metric.rsplit("/", 1)[-1]
+    if leaf.endswith("_per_second"):
+        what = leaf.removesuffix("_per_second")
+        return f"{'FLOP' if what in ('flops', 'flop') else what.replace('_', ' ')}/s"
+    for word, symbol in (("seconds", "s"), ("bytes", "B"), ("minutes", "min"), ("hours", "h")):
+        if leaf == word or leaf.endswith("_" + word):
+            return symbol
+    return ""

@@ -1,0 +1,16 @@
+"""Eight CPU devices and a compilation cache shared by all tests (and by the processes that tests start)."""
+
+import os
+from pathlib import Path
+
+CACHE = Path(__file__).parents[1] / ".cache"
+os.environ.setdefault("QUINTET_CACHE", str(CACHE))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from training import runtime  # noqa: E402
+
+runtime.setup(ynn=False)
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)

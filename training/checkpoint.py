@@ -1,0 +1,236 @@
+"""Checkpoints: orbax for the arrays, our own digests against silent damage, our own fall-back to the last good step.
+
+    workdir/checkpoints/<step>/{state,stream,meta}     written atomically by orbax (a killed save leaves only a temporary folder)
+    workdir/digests/<step>.json                        SHA-256 of the files above (orbax keeps no checksums)
+    workdir/damaged/<step>                             checkpoints that failed the check, moved out of the way
+
+A checkpoint is verified before anything is read from it. One that was committed but not yet digested when the process died is
+accepted if it can be read.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from training.errors import UserError
+from training.sharding import path_name
+
+log = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    step: int
+    state: Any
+    stream: dict
+    meta: dict
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      workdir: local path or bucket URL; made absolute.
+      keep_last: how many newest checkpoints stay.
+      keep_every: also keep each checkpoint whose step is a multiple of this.
+    """
+
+    def __init__(self, workdir: str, *, keep_last: int = 2, keep_every: int | None = None):
+        self.root = epath.Path(workdir).resolve()
+        self.directory = self.root / "checkpoints"
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
+        self._manager: ocp.CheckpointManager | None = None
+        self._hasher = ThreadPoolExecutor(1)
+        self._unsealed: int | None = None
+        self._jobs: list = []
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first."""
+        if not self.directory.exists():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def save(self, step: int, state: Any, stream: dict, meta: dict) -> None:
+        """Start writing; returns once the device arrays are copied. The previous save is finished and digested first."""
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._seal()
+        meta = {**meta, "arrays": _signature(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), stream=ocp.args.JsonSave(_encode(stream)), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+        self._unsealed = step
+
+    def close(self) -> None:
+        """Wait until everything is on disk and digested."""
+        self._seal()
+        for job in self._jobs:
+            job.result()
+        self._hasher.shutdown()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def restore(self, target: Any, step: int | None = None) -> Restored | None:
+        """The newest good checkpoint (or `step`), or None where there is none.
+
+        Args:
+          target: pytree of ShapeDtypeStruct with shardings: the mesh may differ from the one that saved.
+
+        Raises:
+          UserError: the arrays differ from `target`'s, or every checkpoint is damaged.
+        """
+        steps = [step] if step is not None else self.steps()[::-1]
+        if step is not None and step not in self.steps():
+            raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {self.steps()}")
+        for candidate in steps:
+            problem = self._verify(candidate)
+            if problem is None:
+                meta = self._read_json(candidate, "meta")
+                _check_signature(meta["arrays"], _signature(target), f"checkpoint {self.directory / str(candidate)}")
+                state = self._restore_state(candidate, target)
+                return Restored(candidate, state, _decode(self._read_json(candidate, "stream")), meta)
+            log.warning("checkpoint %d is damaged (%s); moved to %s", candidate, problem, self.root / "damaged")
+            self._set_aside(candidate)
+        if steps:
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged (moved to {self.root / 'damaged'}); start in a new workdir"
+            )
+        return None
+
+    def meta(self, step: int | None = None) -> dict:
+        """What was saved beside the arrays (resolved config, versions, seconds) with the newest checkpoint or `step`."""
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self.directory}; train there first")
+        return self._read_json(steps[-1] if step is None else step, "meta")
+
+    def _restore_state(self, step: int, target: Any) -> Any:
+        path = self.directory / str(step) / "state"
+        with contextlib.closing(ocp.StandardCheckpointer()) as reader:
+            return reader.restore(path, target)
+
+    def _read_json(self, step: int, item: str) -> dict:
+        return json.loads((self.directory / str(step) / item / "metadata").read_text())
+
+    def _seal(self) -> None:
+        """Wait for the running save and digest it in the background."""
+        if self._unsealed is None:
+            return
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            self._jobs.append(self._hasher.submit(self._write_digest, self._unsealed))
+        self._unsealed = None
+
+    def _digest_file(self, step: int) -> epath.Path:
+        return self.root / "digests" / f"{step}.json"
+
+    def _write_digest(self, step: int) -> None:
+        folder = self.directory / str(step)
+        with contextlib.suppress(FileNotFoundError):  # keep_last may remove the step while it is read
+            digest = _digest(folder)
+            if not folder.exists():
+                return
+            target = self._digest_file(step)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.with_suffix(".tmp")
+            draft.write_text(json.dumps(digest))
+            draft.replace(target)
+        for old in self._digest_file(step).parent.glob("*.json"):
+            if int(old.stem) not in (kept := self.steps()) and (not kept or int(old.stem) < max(kept)):
+                old.unlink(missing_ok=True)
+
+    def _verify(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, or None. Process 0 looks; all processes get its answer."""
+        problem = ""
+        if jax.process_index() == 0:
+            problem = self._problem(step)
+        if jax.process_count() > 1:
+            bad = multihost_utils.broadcast_one_to_all(np.int32(bool(problem)))
+            problem = problem or ("see process 0" if bad else "")
+        return problem or None
+
+    def _problem(self, step: int) -> str:
+        folder, digest_file = self.directory / str(step), self._digest_file(step)
+        try:
+            for item in ("meta", "stream"):
+                self._read_json(step, item)
+            if digest_file.exists():
+                expected, found = json.loads(digest_file.read_text()), _digest(folder)
+                wrong = sorted(set(expected.items()) ^ set(found.items()))
+                return f"{wrong[0][0]} is missing or changed" if wrong else ""
+            return "" if (folder / "state" / "_METADATA").exists() else "state/_METADATA is missing"
+        except (OSError, ValueError, KeyError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            target = self.root / "damaged" / str(step)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            (self.directory / str(step)).rename(target)
+            self._digest_file(step).unlink(missing_ok=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"damaged {step}")
+
+
+def _digest(folder: epath.Path) -> dict[str, str]:
+    """Relative file name -> SHA-256."""
+    result = {}
+    for path in folder.iterdir():
+        if path.is_dir():
+            result |= {f"{path.name}/{name}": digest for name, digest in _digest(path).items()}
+        else:
+            with path.open("rb") as file:
+                result[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result
+
+
+def _signature(tree: Any) -> dict[str, list]:
+    """path -> [shape, dtype] of every array."""
+    return {path_name(path): [list(x.shape), str(x.dtype)] for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_signature(saved: dict, wanted: dict, where: str) -> None:
+    for name in sorted(set(saved) | set(wanted)):
+        if saved.get(name) != wanted.get(name):
+            had, want = saved.get(name, "nothing"), wanted.get(name, "nothing")
+            raise UserError(
+                f"{where} does not fit this config: {name} is {had} there and {want} here; use its own config or a new workdir"
+            )
+
+
+def _encode(value: Any) -> Any:
+    """numpy arrays as JSON: {'dtype', 'shape', 'base64'}."""
+    if isinstance(value, dict):
+        return {k: _encode(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(v) for v in value]
+    if isinstance(value, np.ndarray):
+        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        return {"dtype": value.dtype.str, "shape": list(value.shape), "base64": data}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"dtype", "shape", "base64"}:
+        flat = np.frombuffer(base64.b64decode(value["base64"]), np.dtype(value["dtype"]))
+        return flat.reshape(value["shape"]).copy()
+    if isinstance(value, dict):
+        return {k: _decode(v) for k, v in value.items()}
+    return [_decode(v) for v in value] if isinstance(value, list) else value

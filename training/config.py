@@ -1,0 +1,148 @@
+"""Configs: python files with `get_config(variant)`, values only. Loading, overriding, saving, comparing."""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ml_collections import ConfigDict
+
+from training.errors import UserError
+
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = ("steps", "stop_after", "log.", "checkpoint.", "runtime.", "mesh.")
+
+
+def base(method: str, **values: Any) -> ConfigDict:
+    """The keys that every config has. A method's `get_config` adds its own sections and locks the result."""
+    config = ConfigDict(
+        {
+            "method": method,
+            "seed": 0,
+            "population": 1,  # train this many seeds (seed, seed + 1, ...) in one program
+            "steps": 1000,  # calls of Method.step
+            "batch": 32,  # rows of the global batch
+            "init_from": "",  # workdir of another run whose weights this one starts from; '' = none. '{seed}' stands for the seed
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "min_shard": 2**16},
+            "log": {"every": 100, "tensorboard": False},
+            "checkpoint": {"every": 1000, "keep_last": 2, "keep_every": 0},  # 0 = never
+            "runtime": {"ynn": False},  # see runtime.py
+        }
+    )
+    config.update(values)
+    return config
+
+
+def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """'configs/sgi/pretrain.py:tiny' and {'optim.lr': '3e-4'} -> a locked config.
+
+    Raises:
+      UserError: no such file or variant, unknown key (with the nearest one), value of another type.
+    """
+    name, _, variant = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"no config file {name}; a config is given as FILE.py or FILE.py:VARIANT")
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{name} has no get_config(variant)")
+    variants = getattr(module, "VARIANTS", None)
+    if variant and variants is not None and variant not in variants:
+        raise UserError(f"{name} has no variant {variant!r}; it has {', '.join(variants)}")
+    config = module.get_config(variant) if variant else module.get_config()
+    for key, text in (overrides or {}).items():
+        set_value(config, key, text)
+    return config.lock()
+
+
+def set_value(config: ConfigDict, key: str, text: str) -> None:
+    """Set `a.b` from its text, which must read as a value of the type that is there."""
+    flat = flatten(config)
+    if key not in flat:
+        near = difflib.get_close_matches(key, flat, n=1, cutoff=0.5)
+        raise UserError(
+            f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; keys are {', '.join(flat)}")
+        )
+    section, _, leaf = key.rpartition(".")
+    target = config[section] if section else config
+    with target.unlocked():
+        target[leaf] = _parse(key, text, flat[key])
+
+
+def _parse(key: str, text: str, old: Any) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str) and isinstance(old, float | int) and not isinstance(old, bool):
+        try:
+            value = float(value)  # YAML reads 1e-4 as a string
+        except ValueError:
+            pass
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if old is not None and value is not None and type(value) is not type(old):
+        raise UserError(f"config key {key!r} takes {type(old).__name__} (now {old!r}), not {text!r}")
+    return value
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+    """{'optim.lr': 1e-4, ...}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """A plain dict that survives JSON unchanged."""
+    return json.loads(config.to_json_best_effort())
+
+
+def fingerprint(config: ConfigDict) -> int:
+    """Hash for comparing hosts: every process must run the same config."""
+    text = json.dumps(to_dict(config), sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Raise UserError when `workdir` holds a run with another config; name the keys."""
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.exists() and (workdir / "checkpoints").exists():
+            raise UserError(f"{workdir} holds checkpoints but no config.json; choose another --workdir")
+        return
+    try:
+        saved = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or choose another --workdir") from error
+    old, new = flatten(saved), flatten(to_dict(config))
+    changed = [k for k in sorted(set(old) | set(new)) if old.get(k) != new.get(k) and not k.startswith(MAY_CHANGE)]
+    if changed:
+        shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:4])
+        raise UserError(f"{workdir} holds another run ({shown}{', ...' if len(changed) > 4 else ''}); choose another --workdir")
+
+
+def load_saved(workdir: str | Path) -> ConfigDict:
+    """The config of the run in `workdir`."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"no run in {workdir}: {path} is missing")
+    try:
+        return ConfigDict(json.loads(path.read_text())).lock()
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error

@@ -1,0 +1,195 @@
+"""The loop. Every method trains here and nowhere else."""
+
+import datetime
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from training import runtime
+from training.checkpoint import Checkpoints
+from training.config import check_same_run, to_dict
+from training.method import Method, Stream, TrainState
+from training.metrics import Writer
+from training.sharding import replicated, state_shardings, table
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: ConfigDict, method: Method, stream: Stream, mesh: Mesh, workdir: str, *, stop_after: int | None = None
+) -> TrainState:
+    """Train until `config.steps`: restore, loop, evaluate, save, stop.
+
+    Args:
+      config: resolved config; written to workdir/config.json.
+      stop_after: save and leave after this step, without changing any schedule (for tests and for jobs with a time limit).
+
+    Returns:
+      The last state.
+
+    Raises:
+      UserError: bad input, damaged or unfitting checkpoints, non-finite loss.
+    """
+    check_same_run(config, Path(workdir))
+    checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every or None)
+    shapes, shardings = abstract_state(config, method, stream, mesh)
+    log.info("state on mesh %s:\n%s", dict(mesh.shape), table(shapes, shardings))
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    consts = method.consts()
+    restored = checkpoints.restore(target)
+    if restored is None:
+        t, seconds = 0, 0.0
+        state = jax.jit(lambda: method.init(jnp.uint32(config.seed), stream.spec), out_shardings=shardings)()
+        if method.warm is not None:
+            state = jax.tree.map(jax.device_put, method.warm(state), shardings)
+    else:
+        t, state, seconds = restored.step, restored.state, restored.meta["seconds"]
+        stream.set_state(restored.stream)
+        log.info("resumed at step %d", t)
+    record = Record(workdir, config, mesh, shapes)
+    writer = Writer(
+        workdir, every=config.log.every, last=config.steps, resume_step=t, seconds=seconds, tensorboard=config.log.tensorboard
+    )
+    step = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    last = config.steps if stop_after is None else min(stop_after, config.steps)
+
+    def save() -> None:
+        writer.flush()  # a non-finite loss must not be saved
+        checkpoints.save(t, state, stream.get_state(), {"config": to_dict(config), "seconds": writer.seconds})
+
+    def due(every: int) -> bool:
+        return bool(every) and t % every == 0
+
+    saved = t if restored else None
+    status = "done"
+    try:
+        with jax.set_mesh(mesh), preemption() as asked_to_stop:
+            while t < last:
+                batch = stream.next(state)  # may block: disk, environments, a generation
+                begin = time.perf_counter()
+                state, metrics = step(state, batch, consts)  # asynchronous; donates state
+                record.first_call(time.perf_counter() - begin)
+                t += 1
+                writer.push(t, metrics)
+                for name, evaluation in method.evals.items():
+                    if due(evaluation.every) or t == config.steps:
+                        writer.flush()
+                        writer.write(t, {f"{name}/{k}": v for k, v in evaluation.run(state, t).items()})
+                if due(config.checkpoint.every):
+                    save()
+                    saved = t
+                if asked_to_stop(t):
+                    status = "preempted"
+                    break
+            if status == "done" and t < config.steps:
+                status = "stopped"
+            writer.flush()
+            if saved != t:
+                save()
+    except BaseException as error:
+        status = f"failed: {type(error).__name__}"
+        raise
+    finally:
+        checkpoints.close()
+        record.finish(status, t, writer.seconds)
+        writer.close()
+    log.info("%s at step %d", status, t)
+    return state
+
+
+def abstract_state(config: ConfigDict, method: Method, stream: Stream, mesh: Mesh) -> tuple[Any, Any]:
+    """Shapes and shardings of the state, without allocating anything."""
+    shapes = jax.eval_shape(lambda: method.init(jnp.uint32(config.seed), stream.spec))
+    return shapes, state_shardings(shapes, mesh, method.rules, config.mesh.min_shard)
+
+
+@contextmanager
+def preemption() -> Iterator[Any]:
+    """`asked_to_stop(step)` becomes true after SIGTERM (or Ctrl-C once); with several processes all of them agree on the step."""
+    asked = []
+    if jax.process_count() > 1:  # jax's own notifier holds SIGTERM and synchronises the processes
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    try:
+        old = {s: signal.signal(s, lambda *_: asked.append(True)) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: the caller handles signals
+        old = {}
+    try:
+        yield lambda step: bool(asked)
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+class Record:
+    """workdir/config.json and workdir/run.json: what was run, where, how long."""
+
+    def __init__(self, workdir: str, config: ConfigDict, mesh: Mesh, shapes: TrainState):
+        self.path = Path(workdir) / "run.json"
+        self._main = jax.process_index() == 0
+        self._facts = {
+            "name": self.path.parent.name,
+            "command": _command(),
+            "started": _now(),
+            "finished": None,
+            "status": "running",
+            "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.params)),
+            "mesh": dict(mesh.shape),
+            **runtime.describe(),
+        }
+        self._called = False
+        if self._main:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            (self.path.parent / "config.json").write_text(json.dumps(to_dict(config), indent=2, sort_keys=True))
+            self._write()
+
+    def first_call(self, seconds: float) -> None:
+        """Tracing and compiling take place in the first call of the step."""
+        if not self._called:
+            self._called = True
+            self._facts["compile_seconds"] = round(seconds, 2)
+            if self._main:
+                self._write()
+
+    def finish(self, status: str, step: int, seconds: float) -> None:
+        memory = runtime.peak_memory_bytes()
+        self._facts |= {
+            "status": status,
+            "finished": _now(),
+            "step": step,
+            "seconds": round(seconds, 2),
+            "memory_bytes": memory,
+        }
+        if self._main:
+            self._write()
+
+    def _write(self) -> None:
+        draft = self.path.with_suffix(".tmp")
+        draft.write_text(json.dumps(self._facts, indent=2))
+        draft.replace(self.path)
+
+
+def _command() -> list[str]:
+    """The command line as a user would type it (python -m package.module ...)."""
+    import sys
+
+    program = Path(sys.argv[0])
+    if program.suffix == ".py" and program.parent.name in ("launch", "sgi"):
+        return ["python", "-m", f"{program.parent.name}.{program.stem}", *sys.argv[1:]]
+    return list(sys.argv)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
