@@ -17,7 +17,7 @@ SKIPPED = frozenset({"media", "checkpoints", "checkpoint", "__pycache__"})
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One metric of one run: steps [n] int64, strictly increasing; values [n, m] float64, one column per seed of a population."""
+    """One metric of one run: steps [n] int64, increasing; values [n, m] float64, one column per seed of a population."""
 
     steps: np.ndarray
     values: np.ndarray

@@ -1,6 +1,7 @@
 """Building blocks of the report: escaped HTML elements, and numbers, times and ticks as people read them."""
 
 import html
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Html:
-    """One element. `cls` becomes `class` and `_` in names becomes `-`; None or False drops an attribute, True leaves it bare."""
+def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
+    """One element. `cls` becomes `class` and `_` in names becomes `-`; None or False drops an attribute, True makes it bare."""
     words = [name]
     for key, value in attributes.items():
         key = "class" if key == "cls" else key.replace("_", "-")
@@ -41,14 +42,22 @@ def real(value: Any) -> float | None:
 
 
 def short(value: float, digits: int = 4) -> str:
-    """`digits` significant digits with an SI suffix from 100 000 on: 0.01234, 1234, 1.235M, 1.2e-05, NaN."""
+    """`digits` significant digits with an SI suffix from 10 000 on: 0.01234, 1234, 12.35k, 1.235M, 1.2e-05, NaN."""
     if not math.isfinite(value):
         return special(value)
     value = float(f"{value:.{digits}g}")
     for scale, suffix in SUFFIXES:
-        if abs(value) >= max(scale, 1e5):
+        if abs(value) >= max(scale, 1e4):
             return f"{value / scale:.{digits}g}{suffix}"
     return exact(value)
+
+
+def spread(mean: float, half: float) -> str:
+    """'20.9 ± 7.0': the half width to two significant digits, and the mean to the same decimals."""
+    decimals = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 9
+    if decimals > 6 or abs(mean) >= 1e5:
+        return f"{short(mean)} ± {short(half, 2)}"
+    return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
 def exact(value: float) -> str:
@@ -68,7 +77,7 @@ def special(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """2.5 s, 3 min 20 s, 1 h 05 min, 2 d 3 h; a dash when unknown."""
+    """2.5 s, 3 min 20 s, 42 min, 1 h 05 min, 2 d 3 h; a dash when unknown."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return "–"
     if seconds < 59.95:
@@ -76,7 +85,7 @@ def duration(seconds: float | None) -> str:
     minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if not hours:
-        return f"{minutes} min {whole} s" if whole else f"{minutes} min"
+        return f"{minutes} min {whole} s" if whole and minutes < 10 else f"{minutes + (whole >= 30)} min"
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24} h"
@@ -108,7 +117,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
         power = math.floor(math.log10(largest) + 1e-9)
         scale, suffix = 10.0**power, f"e{power}"
     scaled = [tick / scale for tick in ticks]
-    gap = min((abs(b - a) for a, b in zip(scaled, scaled[1:], strict=False)), default=1.0)
+    gap = min((abs(b - a) for a, b in itertools.pairwise(scaled)), default=1.0)
     decimals = next((d for d in range(9) if all(abs(round(t, d) - t) < 1e-3 * gap for t in scaled)), 9)
     return [f"{t:.{decimals}f}{suffix}" if t else "0" for t in scaled]
 
@@ -123,3 +132,13 @@ def unit(metric: str) -> str:
         if leaf == word or leaf.endswith("_" + word):
             return symbol
     return ""
+
+
+def listing(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def extent(values: Sequence[float]) -> str:
+    """'5', '3 to 5', or a dash for nothing."""
+    ends = [short(value) for value in (min(values), max(values))] if values else ["–"]
+    return " to ".join(dict.fromkeys(ends))

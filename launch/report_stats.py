@@ -118,11 +118,12 @@ def arm_names(groups: Sequence[tuple[Run, ...]], differs: Sequence[dict[str, Any
 
 
 def directory_name(group: tuple[Run, ...]) -> str:
-    """What the labels of the runs have in common, without a trailing 'seed' or separator; 'pong/seed0', 'pong/seed1' -> 'pong'."""
+    """What the labels of the runs have in common, the seed left out: 'pong/seed0' and 'pong/seed1' are 'pong'."""
     if len(group) == 1:
         return group[0].label
-    common = os.path.commonprefix([run.label for run in group])
-    return re.sub(r"([-_/]?s(eed)?)?[-_=/.]*$", "", common) or str(group[0].config.get("method") or f"{len(group)} runs")
+    alike = {seedless(run.label, run.config.get("seed")) for run in group}
+    common = re.sub(r"[-_/]?(s|seed)?[-_=]?\*", "", alike.pop()) if len(alike) == 1 else os.path.commonpath(alike)
+    return common or str(group[0].config.get("method") or f"{len(group)} runs")
 
 
 def plain(value: Any) -> str:
@@ -138,6 +139,11 @@ def metric_names(runs: Sequence[Run]) -> list[str]:
     return sorted(names, key=lambda name: (order.get(prefix(name), 2), prefixes.index(prefix(name))))
 
 
+def is_evaluation(name: str) -> bool:
+    """Whether an Eval wrote the metric: the loop itself writes only train/* and time/*."""
+    return prefix(name) not in ("train", "time", "other")
+
+
 def prefix(name: str) -> str:
     return name.split("/", 1)[0] if "/" in name else "other"
 
@@ -151,7 +157,7 @@ def members(runs: Sequence[Run], name: str) -> list[tuple[np.ndarray, np.ndarray
 def curve(arm: Arm, name: str) -> Curve | None:
     """The arm's mean, least and greatest over its seeds, interpolated to the union of their steps (never beyond a seed's own).
 
-    train/* is lightly smoothed, each seed by itself, before the mean is taken. None when the arm lacks the metric.
+    train/* is lightly smoothed where noisy, each seed by itself, before the mean is taken. None when the arm lacks the metric.
     """
     seeds = members(arm.runs, name)
     if not seeds:
@@ -159,7 +165,7 @@ def curve(arm: Arm, name: str) -> Curve | None:
     steps = np.unique(np.concatenate([own for own, _ in seeds]))
     clean = [(own, np.where(np.isfinite(values), values, np.nan)) for own, values in seeds]
     rough = np.stack([np.interp(steps, own, values, left=np.nan, right=np.nan) for own, values in clean])
-    window = smoothing_window(len(steps)) if prefix(name) == "train" else 1
+    window = smoothing_window(len(steps)) if prefix(name) == "train" and is_noisy(rough) else 1
     values = np.stack([moving_mean(row, window) for row in rough]) if window > 1 else rough
     mean, low, high, count = over_seeds(values)
     return Curve(
@@ -181,12 +187,18 @@ def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     empty = count == 0
     mean = np.where(finite, values, 0).sum(0) / np.maximum(count, 1)
     low, high = np.where(finite, values, np.inf).min(0), np.where(finite, values, -np.inf).max(0)
-    return tuple(np.where(empty, np.nan, row) for row in (mean, low, high)) + (count,)
+    return *(np.where(empty, np.nan, row) for row in (mean, low, high)), count
 
 
 def smoothing_window(points: int) -> int:
     """Odd width of the moving mean, 1 for short curves."""
     return 2 * (points // (2 * SMOOTH_POINTS)) + 1
+
+
+def is_noisy(values: np.ndarray) -> bool:
+    """Whether the rows [seeds, n] often turn round: noise does at two of three points, a learning-rate schedule hardly ever."""
+    direction = np.sign(np.diff(values, axis=1))
+    return bool((direction[:, 1:] * direction[:, :-1] < 0).mean() > 0.1) if values.shape[1] > 2 else False
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -219,3 +231,7 @@ def steps_per_second(run: Run) -> float | None:
             return float(np.median(later[np.isfinite(later)]))
     seconds = real(run.info.get("seconds"))
     return run.last_step / seconds if run.last_step and seconds else None
+
+
+def short_name(name: str) -> str:
+    return name.removeprefix("eval/")

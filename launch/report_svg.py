@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch.report_markup import Html, join, linear_ticks, log_ticks, short, tag, tick_labels, unit
+from launch.report_markup import Html, join, linear_ticks, log_ticks, short, spread, tag, tick_labels, unit
 from launch.report_stats import Arm, Curve, Final, prefix
 
 WIDTH, HEIGHT = 400, 220  # viewBox units, about one CSS pixel each
@@ -31,7 +31,7 @@ class Scale:
 
 
 def chart(name: str, arms: Sequence[Arm], curves: Sequence[Curve | None], finals: Sequence[Final | None]) -> Html:
-    """A figure of one metric: title, SVG, caption with last values. `curves` and `finals` go with `arms`; None where it lacks it."""
+    """A figure of one metric: title, SVG, last values. `curves` and `finals` go with `arms`, None where an arm lacks it."""
     drawn = [(index, thin(curve, len(arms))) for index, curve in enumerate(curves) if curve is not None]
     finite = [(index, curve) for index, curve in drawn if np.isfinite(curve.mean).any()]
     title = tag("h4", name.split("/", 1)[-1], tag("small", f" {unit(name)}") if unit(name) else None)
@@ -40,7 +40,7 @@ def chart(name: str, arms: Sequence[Arm], curves: Sequence[Curve | None], finals
     y = y_scale(name, [curve for _, curve in finite])
     ticks = log_ticks(y.low, y.high) if y.log else linear_ticks(y.low, y.high)
     texts = tick_labels(ticks) if not y.log else [tick_labels([tick])[0] for tick in ticks]
-    left = 14 + 6.3 * max(len(text) for text in texts)
+    left = max(36, 14 + 6.3 * max(len(text) for text in texts))
     x = x_scale([curve for _, curve in finite], left)
     shaded = len(arms) <= MANY_ARMS
     marks = [bands(index, curve, x, y) for index, curve in finite if shaded and curve.seeds > 1]
@@ -79,7 +79,7 @@ def caption(name: str, arms: Sequence[Arm], curves: Sequence[Curve | None], fina
                 entries.append(tag("li", *who, " ", tag("b", final_text(value)), cls=f"arm-{index}"))
     notes = ["log scale"] if log else []
     if any(curve is not None and curve.raw is not None for curve in curves):
-        notes.append("smoothed, raw mean faint" if len(arms) <= MANY_ARMS else "smoothed")
+        notes.append("moving mean, raw values faint" if len(arms) <= MANY_ARMS else "moving mean")
     lost = sum(curve.not_finite for curve in curves if curve is not None)
     if lost:
         notes.append(f"{lost} value{'s' * (lost > 1)} not finite")
@@ -92,7 +92,7 @@ def final_text(value: Final) -> str:
         return short(value.mean)
     count = f"n={value.finite}" if value.finite == value.seeds else f"n={value.finite} of {value.seeds}"
     if value.half is not None:
-        return f"{short(value.mean)} ± {short(value.half, 2)} ({count})"
+        return f"{spread(value.mean, value.half)} ({count})"
     if value.finite == 2:
         return f"{short(value.mean)} [{short(value.low)}, {short(value.high)}] ({count})"
     return f"{short(value.mean)} ({count})"
@@ -109,7 +109,7 @@ def dash(index: int) -> str | None:
 
 
 def thin(curve: Curve, arms: int) -> Curve:
-    """Keep some hundred points: in each bucket the ones where the mean, the raw mean and the band are extreme, and both ends."""
+    """Keep some hundred points: in each bucket those where the mean, the raw mean and the band are extreme, and both ends."""
     n, buckets = len(curve.steps), max(30, 120 // max(1, arms))
     if n <= 4 * buckets:
         return curve
@@ -163,9 +163,12 @@ def axes(x: Scale, y: Scale, ticks: Sequence[float], texts: Sequence[str]) -> li
     for tick, text in zip(steps, tick_labels(steps), strict=True):
         at = float(x(tick))
         parts.append(tag("line", cls="axis", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=bottom, y2=bottom + 4))
-        if at < x.stop - 45:  # the corner belongs to the word 'step'
-            parts.append(tag("text", text, x=f"{at:.1f}", y=bottom + 16, text_anchor="middle"))
-    parts.append(tag("text", "step", x=x.stop, y=bottom + 16, text_anchor="end", cls="axis-name"))
+        over = at + 3.2 * len(text) > WIDTH
+        parts.append(
+            tag("text", text, x=WIDTH if over else f"{at:.1f}", y=bottom + 16, text_anchor="end" if over else "middle")
+        )
+    if x(x.low) < float(x(steps[0])) + 1:
+        parts.append(tag("text", "step", x=f"{x.start - 8:.1f}", y=bottom + 16, text_anchor="end", cls="axis-name"))
     return parts
 
 

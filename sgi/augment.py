@@ -1,4 +1,4 @@
-"""Image augmentation of SPR and SGI: random shift, then intensity, drawn once for each stack of frames (Schwarzer et al. 2021)."""
+"""Image augmentation of SPR and SGI (Schwarzer et al. 2021): random shift, then intensity, drawn once for each frame stack."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ def prepare(x_uint8):
 
 
 def random_shift(key, x_NHWC, pad: int = 4):
-    """Pads by `pad` replicated pixels and crops back at offsets drawn from {0, ..., 2 pad}, one pair for each of the N stacks."""
+    """Pads by `pad` replicated pixels and crops back at offsets from {0, ..., 2 pad}, a pair for each of the N stacks."""
     count, height, width, frames = x_NHWC.shape
     offsets = jax.random.randint(key, (count, 2), 0, 2 * pad + 1)
     padded = jnp.pad(x_NHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")

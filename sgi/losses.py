@@ -46,7 +46,7 @@ def inverse_loss(logits, action):
 def goal_distance(z, goal, temperature: float = 5.0, distance: str = "exp"):
     """d = 1 - exp(-t |z/|z| - g/|g||^2) ('exp') or the exponent itself ('squared'); z and goal [..., D] -> [...]."""
     scaled = temperature * squared_distance(z, goal)
-    return {"exp": lambda: -jnp.expm1(-scaled), "squared": lambda: scaled}[distance]()
+    return {"exp": lambda: 1 - jnp.exp(-scaled), "squared": lambda: scaled}[distance]()
 
 
 def goal_reward(

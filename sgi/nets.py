@@ -150,7 +150,6 @@ class DuelingHead(nn.Module):
 
         self.advantage_1, self.value_1 = noisy(self.hidden), noisy(self.hidden)
         self.advantage_2, self.value_2 = noisy(self.num_actions * self.atoms), noisy(self.atoms)
-        self.bias = self.param("bias", nn.initializers.zeros, (self.atoms,))
         if self.conditioned:
             self.conditioner = Conditioner(self.hidden, self.dtype)
 
@@ -159,6 +158,7 @@ class DuelingHead(nn.Module):
         x = flatten(z)
         return jnp.concatenate([self.advantage_1(x), self.value_1(x)], -1)
 
+    @nn.compact
     def __call__(self, z, goal=None, key=None):
         """z (and goal) [B, 7, 7, C] -> fp32 log-probabilities [B, A, N]; key None switches the noise off."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
@@ -172,7 +172,7 @@ class DuelingHead(nn.Module):
             value = (advantage if self.quirks else value) * film[:, 1, 1] + film[:, 1, 0]
         advantage = self.advantage_2(advantage, keys[2]).reshape(-1, self.num_actions, self.atoms).astype(jnp.float32)
         value = self.value_2(value, keys[3]).astype(jnp.float32)[:, None]
-        advantage = advantage + self.bias
+        advantage = advantage + self.param("bias", nn.initializers.zeros, (self.atoms,))
         return jax.nn.log_softmax(value + advantage - advantage.mean(1, keepdims=True))
 
 

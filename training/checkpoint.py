@@ -234,3 +234,20 @@ def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _decode(v) for k, v in value.items()}
     return [_decode(v) for v in value] if isinstance(value, list) else value
+
+
+def read_arrays(workdir: str) -> dict:
+    """The newest good checkpoint's arrays as nested dicts of numpy, for warm starts: no network or mesh is needed.
+
+    Raises:
+      UserError: no checkpoint there, or every one is damaged.
+    """
+    checkpoints = Checkpoints(workdir)
+    for step in checkpoints.steps()[::-1]:
+        if not checkpoints._problem(step):
+            path = checkpoints.directory / str(step) / "state"
+            with contextlib.closing(ocp.PyTreeCheckpointer()) as reader:
+                tree = reader.metadata(path).item_metadata.tree
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                return reader.restore(path, restore_args=as_numpy)
+    raise UserError(f"no good checkpoint in {checkpoints.directory}; train there first")

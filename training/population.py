@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from training.errors import UserError
 from training.method import Eval, Method, Stream, TrainState
-from training.sharding import AXES, batch_ways
+from training.sharding import AXES, batch_ways, replicated
 
 
 def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
@@ -24,6 +24,8 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     try:
         module = importlib.import_module(config.method)
     except ModuleNotFoundError as error:
+        if not config.method.startswith(error.name or "?"):
+            raise  # a package that the method needs
         raise UserError(f"config.method {config.method!r} is not a module with make(config, mesh): {error}") from error
     if config.population == 1:
         return module.make(with_seed(config, config.seed), mesh)
@@ -35,7 +37,7 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     inner = jax.make_mesh((1, 1, 1), AXES, axis_types=mesh.axis_types, devices=jax.local_devices()[:1])
     members = [module.make(with_seed(config, config.seed + i), inner) for i in range(config.population)]
     methods, streams = zip(*members, strict=True)
-    return _vmapped(methods, config), PopulationStream(streams, mesh)
+    return _vmapped(methods, config), PopulationStream(streams, mesh, inner)
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -85,19 +87,23 @@ def _vmapped(methods: tuple[Method, ...], config: ConfigDict) -> Method:
 class PopulationStream:
     """One stream a seed; batches are stacked along a new leading axis that is sharded over `data` and `fsdp`."""
 
-    def __init__(self, streams: tuple[Stream, ...], mesh: Mesh):
-        self._streams = streams
+    def __init__(self, streams: tuple[Stream, ...], mesh: Mesh, inner: Mesh):
+        self._streams, self._inner = streams, inner
         self._sharding = NamedSharding(mesh, P(("data", "fsdp")))
         n = len(streams)
         self.spec = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct((n, *s.shape), s.dtype, sharding=self._sharding), streams[0].spec
         )
-        self._member = jax.jit(member)
+        self._member = jax.jit(member, out_shardings=replicated(mesh))
 
     def next(self, state: TrainState) -> Any:
         view = self.reads(state)
-        batches = [s.next(None if view is None else self._member(view, i)) for i, s in enumerate(self._streams)]
+        batches = [s.next(None if view is None else self._local(view, i)) for i, s in enumerate(self._streams)]
         return jax.tree.map(self._stack, *batches)
+
+    def _local(self, view: TrainState, i: int) -> TrainState:
+        """Member i's part of the state, on the device where its stream works."""
+        return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), replicated(self._inner)), self._member(view, i))
 
     def _stack(self, *rows: jax.Array) -> jax.Array:
         host = np.stack([np.asarray(x) for x in rows])

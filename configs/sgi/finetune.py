@@ -1,0 +1,105 @@
+"""Fine-tuning on Atari 100k with SGI's data-efficient Rainbow (reference: mila-iqia/SGI at fbc0b69, config.yaml and algos.py).
+
+    python -m launch.train --config configs/sgi/finetune.py:sgi --config.env.game=Pong --config.init_from=runs/pong-sgi \\
+        --workdir runs/pong
+
+Variants
+    none      from scratch (SGI-None): 1e-4 for every parameter
+    naive     from `init_from`, 1e-4 for every parameter
+    frozen    from `init_from`, encoder fixed
+    sgi       from `init_from`, encoder at lr / 100 and first head layers at lr / 3.3 (sgim_finetune.sh)
+    small_cached  CPU experiment: a fresh head on cached features of a frozen encoder (section 6.4 D of docs/sgi.md)
+    small_*   CPU experiment: the network of configs/sgi/pretrain.py:small, short; see results/sgi
+    tiny      tests
+
+Cost at paper size: 100k agent steps and 196k updates of 32; hours on one GPU. Not run by us at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from training.config import base
+
+MODES = ("none", "naive", "frozen", "sgi")
+VARIANTS = (*MODES, *(f"small_{m}" for m in MODES), "small_cached", "tiny", "tiny_init", "tiny_cached")
+LR = 1e-4
+
+
+def get_config(variant: str = "none") -> ConfigDict:
+    c = base("sgi.finetune", batch=32)
+    c.net = {"encoder": "M", "width": 1.0, "hidden": 512, "dtype": "float32"}
+    c.env = {
+        "game": "Pong",
+        "noop_max": 30,
+        "sticky": 0.0,  # none, as in earlier Atari-100k work (issue 3 of the reference)
+        "full_action_space": False,
+    }
+    c.agent = {
+        "prefill": 2000,  # random steps before the first update
+        "updates": 2,  # an agent step: replay ratio 64 at batch 32
+        "capacity": 100_000,
+        "noisy_std": 0.5,
+        "n_step": 10,
+        "discount": 0.99,
+        "priority_alpha": 0.5,
+        "beta": (0.4, 1.0),  # importance exponent, linear over beta_steps
+        "beta_steps": 100_000,
+        "target_tau": 1.0,  # hard copy after every update
+        "spr": 5.0,  # SPR's lambda = 2
+        "jumps": 5,
+        "spr_tau": 0.01,
+        "epsilon": (0.0, 0.0),  # NoisyNets explore; else linear over epsilon_steps after the prefill
+        "epsilon_steps": 1,
+        "freeze_encoder": False,  # running statistics, no gradient
+        "cache_features": False,  # the replay keeps latents of a frozen encoder; only the head learns
+        "first_layers": "goal",  # what the projection of pretraining was; 'reward' after behaviour cloning, 'none' to leave out
+    }
+    c.steps = 98_001  # the prefill, then one step an agent step: 100k agent steps in all
+    c.augment = {"shift": 4, "intensity": 0.05}
+    c.optim = {"lr": LR, "eps": 1.5e-4, "clip": None, "groups": {}}  # clipping is off in the fine-tuning scripts
+    c.eval = {"every": 0, "episodes": 100, "lanes": 100, "epsilon": 0.001, "max_steps": 27_000, "video_seconds": 30.0}
+    c.log.every = 500
+    c.checkpoint.update({"every": 5000})
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}")
+    mode = variant.split("_")[-1]
+    if variant.startswith("tiny"):
+        tiny(c)
+        mode = {"tiny": "none", "tiny_init": "sgi", "tiny_cached": "cached"}[variant]
+    if variant.startswith("small"):
+        small(c)
+    if variant == "small_cached":
+        c.optim.lr = 1e-3
+        c.agent.update({"prefill": 1000, "capacity": 20_480, "epsilon": (1.0, 0.05), "epsilon_steps": 2000})
+        c.steps = 19_001
+        c.eval.update({"every": 0, "episodes": 20, "lanes": 20})
+    if mode == "sgi":
+        c.optim.groups = {
+            "encoder": {"match": "^encoder/", "lr": c.optim.lr / 100},
+            "first_layers": {"match": "^reward_head/(advantage|value)_1/", "lr": 0.3 * c.optim.lr},
+        }
+    elif mode in ("frozen", "cached"):
+        c.agent.freeze_encoder = True
+        c.optim.groups = {"encoder": {"match": "^encoder/", "lr": 0.0}}
+    if mode == "cached":
+        c.agent.update({"spr": 0.0, "cache_features": True, "first_layers": "none", "noisy_std": 0.0})
+    return c.lock()
+
+
+def small(c: ConfigDict) -> None:
+    c.net.update({"encoder": "S-bn", "width": 0.5, "hidden": 128})
+    c.env.game = "Boxing"
+    c.agent.update({"prefill": 1000, "updates": 1, "jumps": 3, "capacity": 10_000, "beta_steps": 10_000})
+    c.steps = 9_001
+    c.eval.update({"every": 3000, "episodes": 10, "lanes": 10})
+    c.runtime.ynn = True
+    c.checkpoint.every = 1000
+
+
+def tiny(c: ConfigDict) -> None:
+    c.net.update({"encoder": "S-bn", "width": 0.125, "hidden": 16})
+    c.agent.update({"prefill": 40, "jumps": 2, "n_step": 3, "capacity": 256, "beta_steps": 20})
+    c.update({"batch": 8, "steps": 6})
+    c.mesh.min_shard = 256
+    c.eval.update({"episodes": 2, "lanes": 2, "video_seconds": 1.0, "max_steps": 20})
+    c.log.every = 1
+    c.checkpoint.update({"every": 3})

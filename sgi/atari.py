@@ -1,0 +1,285 @@
+"""Atari 2600 games in parallel: one preprocessing for data, fine-tuning and evaluation (Schwarzer et al. 2021, Atari 100k).
+
+4 raw frames per agent step, the pixelwise maximum of the last two, greyscale, area-resized to 84x84, 4 frames per stack,
+uniform 1..30 no-ops at the start, no FIRE on reset, no sticky actions, 27,000 agent steps at most, unclipped rewards.
+
+Deviations from the reference (rlpyt's environment): no no-op is issued on a life loss, since the vector emulator cannot move
+one lane by one raw frame; the resize is by area (as the DQN Replay data are), there bilinear; the reference issues one more
+no-op at the start (2..31); and its horizon is one step longer.
+
+Legend: N lanes (environments), T agent steps.
+"""
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from ale_py import ALEInterface, AtariVectorEnv, LoggerMode, roms
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from training.errors import UserError
+
+# fmt: off
+ATARI_100K = (  # the 26 games of Kaiser et al. 2020
+    "alien", "amidar", "assault", "asterix", "bank_heist", "battle_zone", "boxing", "breakout", "chopper_command",
+    "crazy_climber", "demon_attack", "freeway", "frostbite", "gopher", "hero", "jamesbond", "kangaroo", "krull",
+    "kung_fu_master", "ms_pacman", "pong", "private_eye", "qbert", "road_runner", "seaquest", "up_n_down",
+)
+# fmt: on
+FRAME_SKIP = 4
+STACK = 4
+SIZE = 84
+
+
+def rom_name(game: str) -> str:
+    """'Pong', 'pong' -> 'pong'; 'MsPacman', 'ms_pacman' -> 'ms_pacman'. Raises UserError for a game that has no ROM here."""
+    plain = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
+    wanted = game.replace("_", "").lower()
+    if wanted in plain:
+        return plain[wanted]
+    near = [plain[name] for name in difflib.get_close_matches(wanted, plain)]
+    hint = f"did you mean {', '.join(near)}?" if near else f"the Atari-100k games are {', '.join(ATARI_100K)}"
+    raise UserError(f"unknown game {game!r}: {hint}")
+
+
+def display_name(game: str) -> str:
+    """'ms_pacman' -> 'MsPacman', the spelling of the DQN Replay data set and of score tables."""
+    return "".join(word.capitalize() for word in rom_name(game).split("_"))
+
+
+def single_game(game: str) -> ALEInterface:
+    """One bare emulator at the game's start, without sticky actions."""
+    ALEInterface.setLoggerMode(LoggerMode.Error)
+    ale = ALEInterface()
+    ale.setFloat("repeat_action_probability", 0.0)
+    ale.loadROM(roms.get_rom_path(rom_name(game)))
+    ale.reset_game()
+    return ale
+
+
+@cache
+def num_actions(game: str, full: bool = False) -> int:
+    """Size of the game's minimal action set, or of the full one (18)."""
+    ale = single_game(game)
+    return len(ale.getLegalActionSet() if full else ale.getMinimalActionSet())
+
+
+def episode_seed(seed: int, lane: int, episode: int, attempt: int) -> int:
+    """The emulator's seed in [0, 2^31) for the `episode`-th game of a lane; `attempt` counts redraws of the no-ops."""
+    return int(np.random.SeedSequence((seed, lane, episode, attempt)).generate_state(1)[0] >> 1)
+
+
+class AtariVec(VectorEnv):
+    """N lanes of one game behind Gymnasium's vector interface, with SAME_STEP autoreset.
+
+    Observations: uint8 [N, 4, 84, 84], oldest frame first, zero before the first frame of an episode. With `life_loss`, a
+    lost life reports `terminated` and zeroes the three older frames while the game goes on.
+
+    A game is a function of (seed, lane, episode index, actions) and of nothing else: not of the other lanes, of the threads
+    or of earlier games. That is why each game reseeds its emulator, which reloads the ROM and costs about 0.1 s: a plain
+    reset is 15 times cheaper, but leaks state of the previous game in some games (Assault and Kung-Fu Master, for two).
+    `get_state` and `set_state` rest on it: the emulator has no snapshot here, so running games are replayed.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (Gymnasium's own declaration)
+
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        *,
+        seed: int,
+        noop_max: int = 30,
+        max_steps: int = 27_000,
+        sticky: float = 0.0,
+        full_action_space: bool = False,
+        life_loss: bool = True,
+        num_threads: int = 0,
+    ):
+        """`noop_max` raw frames (0: none), `max_steps` agent steps per game, `num_threads` 0: as many as lanes or cores."""
+        self.game, self.num_envs = rom_name(game), num_envs
+        self.noop_max, self.max_steps, self.life_loss = noop_max, max_steps, life_loss
+        self._emulators = AtariVectorEnv(
+            self.game,
+            num_envs,
+            num_threads=num_threads,
+            max_num_frames_per_episode=FRAME_SKIP * max_steps + 1,  # out of reach: there it would return a stale frame
+            repeat_action_probability=sticky,
+            full_action_space=full_action_space,
+            stack_num=1,
+            noop_max=noop_max + 1 if noop_max else 0,  # the emulator draws from 0..noop_max-1
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
+        self._emulators.reset()  # masked resets are refused before a full one
+        self.single_action_space = Discrete(self._emulators.single_action_space.n)
+        self.single_observation_space = Box(0, 255, (STACK, SIZE, SIZE), np.uint8)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+
+        self._seed = int(seed)
+        self._episode = np.full(num_envs, -1)
+        self._stack = np.zeros(self.observation_space.shape, np.uint8)
+        self._actions = np.zeros((num_envs, max_steps), np.uint8)  # of the running games
+        self._length = np.zeros(num_envs, np.int64)
+        self._return = np.zeros(num_envs)
+        self._lives = np.zeros(num_envs, np.int64)
+        self.noops = np.zeros(num_envs, np.int64)  # raw frames at the start of the running games
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Starts the next game in every lane, or with a `seed` the first game of that seed. -> (observation, info)"""
+        if seed is not None:
+            self._seed, self._episode = int(seed), np.full(self.num_envs, -1)
+        self._begin_next(np.ones(self.num_envs, bool))
+        return self._stack.copy(), self._info(np.zeros(self.num_envs, bool))
+
+    def step(self, actions):
+        """int [N] -> (observation, reward float32 [N], terminated bool [N], truncated bool [N], info).
+
+        Rewards are unclipped. `terminated`: game over, or a lost life with `life_loss`. `truncated`: `max_steps` reached.
+        `info` speaks of the step just taken: `game_over` bool [N], `lives` int [N], `episode_return` float64 [N] (unclipped,
+        of the whole game up to and with this step), `episode_length` int [N]. Where a game was over or truncated the
+        observation is the first of the next game, and `info` has `final_obs` [N, 4, 84, 84], valid in the rows that are
+        marked in `_final_obs` bool [N].
+        """
+        if (self._episode < 0).any():
+            raise ResetNeeded("call reset() before step()")
+        actions = np.asarray(actions)
+        if not ((actions >= 0) & (actions < self.single_action_space.n)).all():  # the emulator's threads would hang on it
+            raise ValueError(f"{self.game} has actions 0..{self.single_action_space.n - 1}, got {actions}")
+        reward, game_over, life_lost = self._advance(actions)
+        truncated = (self._length >= self.max_steps) & ~game_over
+        info, ended = self._info(game_over), game_over | truncated
+        if ended.any():
+            info |= {"final_obs": self._stack.copy(), "_final_obs": ended}
+            self._begin_next(ended)  # before the next step, in which the emulator would restart a finished game by itself
+        return self._stack.copy(), reward, game_over | (life_lost & self.life_loss), truncated, info
+
+    def get_state(self) -> dict:
+        """Plain numpy arrays and ints: the episode index of each lane and the actions of its running game."""
+        if (self._episode < 0).any():
+            raise ResetNeeded("call reset() before get_state()")
+        histories = [row[:length] for row, length in zip(self._actions, self._length, strict=True)]
+        return {
+            "seed": self._seed,
+            "episode": self._episode.copy(),
+            "length": self._length.copy(),
+            "actions": np.concatenate(histories),
+        }
+
+    def set_state(self, saved: dict) -> np.ndarray:
+        """Rebuilds the saved games exactly, by replaying their actions. -> the current observation [N, 4, 84, 84]
+
+        Lanes move in lockstep: one with a shorter history idles, and starts its game when the others get that close to the end.
+        """
+        lengths = np.asarray(saved["length"])
+        if lengths.shape != (self.num_envs,):
+            raise UserError(
+                f"the saved state has {lengths.size} Atari lanes, this run has {self.num_envs}: set the number back"
+            )
+        self._seed, self._episode = int(saved["seed"]), np.array(saved["episode"])
+        starts = lengths.max() - lengths
+        script = np.zeros((self.num_envs, lengths.max()), np.int64)
+        for lane, history in enumerate(np.split(np.asarray(saved["actions"]), np.cumsum(lengths)[:-1])):
+            script[lane, starts[lane] :] = history
+        for t in range(lengths.max() + 1):
+            self._begin(starts == t)
+            if t < lengths.max():
+                _, game_over, _ = self._advance(script[:, t])
+                if (game_over & (starts <= t)).any():
+                    raise UserError(f"the saved Atari state is not one of {self.game} under these settings")
+        return self._stack.copy()
+
+    def close_extras(self, **kwargs):
+        """Ends the emulators' threads."""
+        self._emulators = None
+
+    def _info(self, game_over) -> dict:
+        return {
+            "game_over": game_over,
+            "lives": self._lives.copy(),
+            "episode_return": self._return.copy(),
+            "episode_length": self._length.copy(),
+        }
+
+    def _begin_next(self, lanes):
+        self._episode += lanes
+        self._begin(lanes)
+
+    def _begin(self, lanes):
+        """Starts game number `self._episode` in the masked lanes. A lane that drew zero no-ops draws again."""
+        pending, attempt = lanes, 0
+        while pending.any():
+            seeds = [episode_seed(self._seed, lane, self._episode[lane], attempt) for lane in np.flatnonzero(pending)]
+            frames, info = self._emulators.reset(seed=np.array(seeds), options={"reset_mask": pending})
+            self.noops[pending] = info["episode_frame_number"][pending]
+            self._lives[pending] = info["lives"][pending]
+            self._stack[pending, :-1] = 0
+            self._stack[pending, -1] = frames[pending, 0]
+            pending, attempt = pending & (self.noops == 0) & (self.noop_max > 0), attempt + 1
+        self._length[lanes] = 0
+        self._return[lanes] = 0
+
+    def _advance(self, actions):
+        """One agent step in every lane. -> (reward float32 [N], game over bool [N], life lost but not the last bool [N])"""
+        frames, reward, game_over, _, info = self._emulators.step(actions.astype(np.int32))
+        life_lost = (info["lives"] < self._lives) & (info["lives"] > 0) & ~game_over
+        self._lives[:] = info["lives"]
+        self._stack[:, :-1] = self._stack[:, 1:]
+        self._stack[:, -1] = frames[:, 0]
+        if self.life_loss:
+            self._stack[life_lost, :-1] = 0
+        self._actions[np.arange(self.num_envs), self._length] = actions
+        self._length += 1
+        self._return += reward
+        return reward.astype(np.float32), game_over, life_lost
+
+
+def record_ram(game: str, noops: int, actions: Sequence[int], *, full_action_space: bool = False):
+    """Plays one recorded game again on a bare emulator, without sticky actions: (ram uint8 [T, 128], frames uint8 [T, 84, 84])
+
+    Row t is the console's memory at the moment when frame t was on the screen and `actions[t]` was chosen; `noops` is
+    `AtariVec.noops` of that game. The frames are those of `AtariVec`: compare them, to know that the replay is the same game.
+    """
+    ale = single_game(game)
+    action_set = ale.getLegalActionSet() if full_action_space else ale.getMinimalActionSet()
+    for _ in range(noops):
+        ale.act(action_set[0])
+    screen, ram, frames = ale.getScreenGrayscale(), [], []
+    for action in actions:
+        ram.append(ale.getRAM())
+        frames.append(area_resize(screen))
+        raw = []
+        for _ in range(FRAME_SKIP):
+            ale.act(action_set[action])
+            raw.append(ale.getScreenGrayscale())
+        screen = np.maximum(raw[-2], raw[-1])
+    return np.stack(ram), np.stack(frames)
+
+
+def area_resize(image_HW):
+    """Greyscale uint8 [210, 160] (any size not below 84) -> uint8 [84, 84]: OpenCV's INTER_AREA, bit for bit."""
+    height, width = image_HW.shape
+    rows = _weighted_sum(image_HW.astype(np.float32), *_area_taps(width), axis=1)
+    return np.rint(_weighted_sum(rows, *_area_taps(height), axis=0)).astype(np.uint8)
+
+
+def _weighted_sum(x, index, weight, axis):
+    terms = [np.take(x, i, axis) * (w if axis else w[:, None]) for i, w in zip(index, weight, strict=True)]
+    return sum(terms[1:], terms[0])  # from left to right in float32, as OpenCV adds: another order would round otherwise
+
+
+@cache
+def _area_taps(source: int):
+    """(index [K, 84], weight float32 [K, 84]): the source pixels under each target pixel and their shares of it."""
+    scale = source / SIZE
+    edges = np.arange(SIZE + 1) * scale
+    first = np.floor(edges[:-1] + 1e-3).astype(int)
+    index = first + np.arange(int(np.ceil(scale)) + 1)[:, None]
+    overlap = np.minimum(index + 1, edges[1:]) - np.maximum(index, edges[:-1])
+    weight = np.where(overlap > 1e-3, overlap / scale, 0)
+    return np.minimum(index, source - 1), weight.astype(np.float32)

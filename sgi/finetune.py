@@ -1,0 +1,137 @@
+"""Fine-tuning on Atari 100k (Schwarzer et al. 2021, section 4.1): Rainbow with self-prediction, from scratch or from SGI weights.
+
+One step of the loop is one agent step: store the transition, then `updates` prioritised updates, all in one jitted program. The
+first batch is the random prefill, which is only stored.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from sgi import losses, rainbow, replay
+from sgi.actor import ActorStream
+from sgi.atari import STACK, AtariVec, num_actions
+from sgi.evaluation import episodes
+from sgi.nets import SGINet
+from sgi.targets import spr_part
+from sgi.transfer import transfer
+from training import optim
+from training.errors import UserError
+from training.method import Eval, Method, Stream, TrainState
+from training.rng import key_for
+from training.sharding import BATCH, check_batch
+from training.step import mix
+
+
+def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
+    """The agent that `config` describes, and the game it plays."""
+    check_batch(config.batch, mesh)
+    net = build_net(config)
+    env = AtariVec(
+        config.env.game, 1, seed=config.seed, noop_max=config.env.noop_max, sticky=config.env.sticky,
+        full_action_space=config.env.full_action_space,
+    )  # fmt: skip
+    stream = ActorStream(
+        env, rainbow.behaviour(net, config.agent), prefill=config.agent.prefill, seed=config.seed, mesh=mesh, stored=stored(config, net)
+    )
+    return make_method(config, mesh, net), stream
+
+
+def build_net(config: ConfigDict) -> SGINet:
+    actions = num_actions(config.env.game, full=config.env.full_action_space)
+    net = {**config.net, "dtype": jnp.dtype(config.net.dtype)}
+    return SGINet(actions, goal=False, inverse=False, noisy_std=config.agent.noisy_std, **net)
+
+
+def stored(config: ConfigDict, net: SGINet) -> jax.ShapeDtypeStruct:
+    """What the replay keeps of an observation: a frame, or the latent of a frozen encoder."""
+    if not config.agent.cache_features:
+        return jax.ShapeDtypeStruct((84, 84), jnp.uint8)
+    if config.agent.spr or not config.agent.freeze_encoder:
+        raise UserError("agent.cache_features needs agent.freeze_encoder=True and agent.spr=0: cached latents cannot be learned from")
+    image = jnp.zeros((1, 84, 84, STACK))
+    z, _ = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), image, train=False, method="encode"))
+    return jax.ShapeDtypeStruct(z.shape[1:], jnp.float16)
+
+
+def make_method(config: ConfigDict, mesh: Mesh, net: SGINet) -> Method:
+    """Pure functions of the agent; no emulator is opened."""
+    tx = optim.build(**config.optim)
+
+    def init(seed: jax.Array, spec: Any) -> TrainState:
+        image, action = jnp.zeros((1, 84, 84, STACK)), jnp.zeros((1,), jnp.int32)
+        variables = net.init(key_for(seed, 0, "init"), image, action, method="init_all")
+        params, stats = variables["params"], variables["batch_stats"]
+        extra = {
+            "stats": stats,
+            "spr_target": spr_part(params, stats, "reward"),
+            "replay": replay.create(config.agent.capacity, spec.observation.shape[1:], spec.observation.dtype),
+        }
+        if config.agent.target_tau < 1:  # with 1 the target is a copy of the current weights
+            extra["q_target"] = params
+        return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
+
+    def step(state: TrainState, batch: replay.Transition, consts: Any) -> tuple[TrainState, dict]:
+        state = state.replace(step=state.step + 1, extra={**state.extra, "replay": replay.add(state.extra["replay"], batch)})
+        if batch.action.shape[0] > 1:  # the prefill
+            return state, {"agent_steps": state.extra["replay"].count}
+        metrics = {}
+        for i in range(config.agent.updates):  # unrolled: XLA's CPU convolutions are about 9x slower inside a loop
+            state, metrics = update(state, jax.random.fold_in(key_for(state.seed, state.step, "update"), i), config, net, tx, mesh)
+        return state, {**metrics, "agent_steps": state.extra["replay"].count}
+
+    warm = None
+    if config.init_from:
+        warm = lambda state: transfer(state, config.init_from, first_layers=config.agent.first_layers)  # noqa: E731
+    return Method(init=init, step=step, evals={"eval": Eval(config.eval.every, evaluator(config, net))}, warm=warm)
+
+
+def update(
+    state: TrainState, key: jax.Array, config: ConfigDict, net: SGINet, tx: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, dict]:
+    """One prioritised update: sample, learn, write priorities, move the targets."""
+    agent, extra = config.agent, state.extra
+    sample_key, loss_key = jax.random.split(key)
+    ahead = max(agent.n_step, agent.jumps)
+    slots, drawn = replay.sample(extra["replay"], sample_key, config.batch, ahead=ahead, behind=STACK - 1)
+    fraction = jnp.clip(state.step / agent.beta_steps, 0, 1)
+    beta = agent.beta[0] + fraction * (agent.beta[1] - agent.beta[0])
+    weights = losses.importance_weights(drawn, beta)
+    target_params = extra.get("q_target", state.params)
+
+    loss_fn = rainbow.cached_loss if agent.cache_features else rainbow.update_loss
+
+    def constrain(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, BATCH))
+
+    (loss, (metrics, stats, priorities)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, target_params, extra["stats"], extra["spr_target"], extra["replay"], constrain(slots), weights, loss_key,
+        net=net, config=config, constrain=constrain,
+    )  # fmt: skip
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    extra = {
+        **extra,
+        "stats": stats,
+        "replay": replay.reprioritise(extra["replay"], slots, priorities),
+        "spr_target": mix(extra["spr_target"], spr_part(state.params, extra["stats"], "reward"), agent.spr_tau),
+    }
+    if "q_target" in extra:
+        extra["q_target"] = mix(extra["q_target"], params, agent.target_tau)
+    metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+    return state.replace(params=params, opt_state=opt_state, extra=extra), metrics
+
+
+def evaluator(config: ConfigDict, net: SGINet) -> Any:
+    """Scores of `config.eval.episodes` full games with mean weights and epsilon 0.001."""
+
+    def act(state: TrainState, stack: jax.Array, key: jax.Array) -> jax.Array:
+        variables = {"params": state.params, "batch_stats": state.extra["stats"]}
+        z = rainbow.encode_acting(net, variables, stack)
+        return rainbow.choose(net, variables, z, key, config.eval.epsilon, noisy=False)
+
+    return episodes(config, act)

@@ -1,0 +1,228 @@
+"""SGI pretraining (Schwarzer et al. 2021): self-prediction (S), goal-conditioned RL (G), inverse dynamics (I), or cloning (BC).
+
+One step per batch of windows of recorded, reward-free play. Every equation is in docs/sgi.md; where this differs from the
+reference code, and why, is there too.
+
+Legend: B batch, K jumps, D flattened latent, P projection, A actions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sgi import losses
+from sgi.atari import STACK, num_actions
+from sgi.augment import augment
+from sgi.nets import SGINet, flatten
+from sgi.source import open_data
+from sgi.targets import SUPPORT, frozen_statistics, q_part, spr_part
+from sgi.trajectories import Windows, stacks
+from training import optim
+from training.data import DatasetStream
+from training.method import Method, Stream, TrainState
+from training.rng import key_for
+from training.step import make_step, mix
+
+def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
+    """The method that `config` describes, over its recorded play."""
+    weights = config.loss
+    net = build_net(config)
+    tx = optim.build(**config.optim)
+    window = weights.goal_window if weights.goal else None
+    source = Windows(open_data(config.data), jumps=weights.jumps, goal_window=window)
+    stream = DatasetStream(source, batch=config.batch, seed=config.seed, mesh=mesh)
+    return make_method(config, net, tx), stream
+
+
+def build_net(config: ConfigDict) -> SGINet:
+    """The network of a pretraining config, for the actions of its game."""
+    return SGINet(
+        num_actions(config.data.game, full=config.data.full_action_space),
+        goal=bool(config.loss.goal),
+        inverse=bool(config.loss.inverse),
+        bc=bool(config.loss.bc) and not config.loss.bc_from_values,
+        noisy_std=0.0,
+        quirks=config.reference_quirks,
+        **{**config.net, "dtype": jnp.dtype(config.net.dtype)},
+    )
+
+
+def make_method(config: ConfigDict, net: SGINet, tx: Any) -> Method:
+    """Pure functions of the method; no data are opened."""
+    head = "goal" if config.loss.goal else "reward"
+
+    def init(seed: jax.Array, spec: Any) -> TrainState:
+        image = jnp.zeros((1, 84, 84, STACK))
+        variables = net.init(key_for(seed, 0, "init"), image, jnp.zeros((1,), jnp.int32), method="init_all")
+        params, stats = variables["params"], variables["batch_stats"]
+        extra = {"stats": stats, "spr_target": spr_part(params, stats, head)}
+        if config.loss.goal:
+            extra["q_target"] = q_part(params, stats)
+        return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
+
+    learn = make_step(lambda *args: loss_fn(*args, net=net, config=config, head=head), tx, accumulate=config.accumulate)
+
+    def step(state: TrainState, batch: Any, consts: Any) -> tuple[TrainState, dict]:
+        new, metrics = learn(state, batch, consts)
+        # The EMA of self-prediction takes the weights of before the update, as in the reference; the Q target those after it.
+        extra = {
+            **new.extra,
+            "spr_target": mix(
+                state.extra["spr_target"], spr_part(state.params, state.extra["stats"], head), config.loss.spr_tau
+            ),
+        }
+        if config.loss.goal:
+            extra["q_target"] = mix(state.extra["q_target"], q_part(new.params, new.extra["stats"]), config.loss.goal_tau)
+        return new.replace(extra=extra), metrics
+
+    return Method(init=init, step=step)
+
+
+def loss_fn(
+    params: dict, batch: dict, key: jax.Array, extra: dict, consts: Any, *, net: SGINet, config: ConfigDict, head: str
+) -> Any:
+    """Total loss, (metrics, new extra) of one batch of windows; see `Windows` for its keys."""
+    weights = config.loss
+    images_BK = stacks(batch["frames"])
+    look = lambda name, images: augment(
+        jax.random.fold_in(key, NAMES.index(name)), images, config.augment.shift, config.augment.intensity
+    )  # noqa: E731
+    variables = {"params": params, "batch_stats": extra["stats"]}
+    z0, new = net.apply(variables, look("online", images_BK[:, 0]), train=True, method="encode", mutable=["batch_stats"])
+    stats = {**extra["stats"], **new["batch_stats"]}
+    total, metrics = 0.0, {}
+    if weights.bc:
+        loss = cloning_loss(net, variables, z0, batch["action"][:, 0], weights, metrics)
+        total += weights.bc * loss
+    if weights.spr or weights.inverse or weights.goal:
+        targets = target_latents(net, extra["spr_target"], look, images_BK, batch.get("goal"))
+    if weights.spr or weights.inverse:
+        latents_KB, new = net.apply(
+            {"params": params, "batch_stats": stats},
+            z0,
+            batch["action"].T,
+            train=True,
+            method="rollout",
+            mutable=["batch_stats"],
+        )
+        stats = {**stats, **new["batch_stats"]}
+        loss = self_prediction(net, params, extra["spr_target"], latents_KB, targets[0], batch, head, config, metrics)
+        total += loss
+    if weights.goal:
+        loss = goal_loss(net, variables, extra["q_target"], look, key, z0, images_BK[:, 1], *targets, batch, config, metrics)
+        total += weights.goal * loss
+    return total, (metrics, {**extra, "stats": stats})
+
+
+NAMES = ("online", "target", "goal", "q_target", "double")  # each use of augmentation has a key of its own
+
+
+def target_latents(net: SGINet, target: dict, look: Any, images_BK: jax.Array, goal_images: jax.Array | None) -> tuple:
+    """EMA latents of all K + 1 observations [K + 1, B, 7, 7, C] and, from the same forward pass, of the goals [B, 7, 7, C]."""
+    B, steps = images_BK.shape[:2]
+    images = [look("target", images_BK).swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])]
+    if goal_images is not None:
+        images.append(look("goal", stacks(goal_images)[:, 0]))
+    z = jax.lax.stop_gradient(frozen_statistics(net, target, jnp.concatenate(images), method="encode"))
+    latents_KB = z[: B * steps].reshape(steps, B, *z.shape[1:])
+    return latents_KB, (z[B * steps :] if goal_images is not None else None)
+
+
+def self_prediction(
+    net: SGINet,
+    params: dict,
+    target: dict,
+    latents_KB: jax.Array,
+    target_KB: jax.Array,
+    batch: dict,
+    head: str,
+    config: ConfigDict,
+    metrics: dict,
+) -> jax.Array:
+    """S and I on one rollout: latents [K + 1, B, 7, 7, C] predicted, and encoded by the EMA."""
+    weights, K = config.loss, config.loss.jumps
+    project = lambda variables, z: net.apply(variables, z.reshape(-1, *z.shape[2:]), head, method="project").reshape(
+        *z.shape[:2], -1
+    )  # noqa: E731
+    y_KB = project({"params": params}, latents_KB)
+    target_y_KB = jax.lax.stop_gradient(project(target, target_KB))
+    mask_KB = batch["mask"].T
+    loss_KB = losses.spr_loss(net.apply({"params": params}, y_KB, method="predict"), target_y_KB)
+    spr = (loss_KB[1:] * mask_KB[1:]).mean()
+    metrics |= {"spr": spr, "spr_0": loss_KB[0].mean(), "cosine": mean_cosine(target_y_KB[0])}
+    total = weights.spr * spr
+    if weights.inverse:
+        logits = net.apply({"params": params}, y_KB[:K], target_y_KB[1:], method="inverse_logits")
+        error = losses.inverse_loss(logits, batch["action"].T)
+        inverse = error.mean() if config.reference_quirks else (error * mask_KB[1:]).mean()
+        metrics |= {"inverse": inverse, "inverse_accuracy": (logits.argmax(-1) == batch["action"].T).mean()}
+        total += weights.inverse * inverse
+    return total
+
+
+def goal_loss(
+    net: SGINet, variables: dict, q_target: dict, look: Any, key: jax.Array, z0: jax.Array, next_images: jax.Array,
+    target_KB: jax.Array, goal_latents: jax.Array, batch: dict, config: ConfigDict, metrics: dict,
+) -> jax.Array:  # fmt: skip
+    """G: one-step distributional double Q-learning towards goals; only Q(o_0, a_0 | g) learns."""
+    weights, support = config.loss, jnp.linspace(*SUPPORT, net.atoms)
+    goals = losses.perturb_goals(
+        jax.random.fold_in(key, len(NAMES)),
+        flatten(goal_latents),
+        weights.goal_noise,
+        weights.goal_permute,
+        config.reference_quirks,
+    )
+    z_now, z_next = flatten(target_KB[0]), flatten(target_KB[1])
+    mask = batch["mask"][:, 1]
+    score = lambda z, g: net.apply(variables, z, g, method="goal_q_log_probs")  # noqa: E731
+    target_z1 = frozen_statistics(net, q_target, look("q_target", next_images), method="encode")
+    online_z1 = frozen_statistics(net, variables, look("double", next_images), method="encode")
+    if weights.goal_all_to_all:  # every state with every goal of the batch
+        B = z0.shape[0]
+        tile = lambda x: jnp.repeat(x, B, 0)  # noqa: E731
+        goals = jnp.tile(goals, (B, 1))
+        z0, z_now, z_next, mask, target_z1, online_z1 = map(tile, (z0, z_now, z_next, mask, target_z1, online_z1))
+        action = tile(batch["action"][:, 0])
+    else:
+        action = batch["action"][:, 0]
+    reward = losses.goal_reward(
+        z_now,
+        z_next,
+        goals,
+        mask,
+        weights.discount,
+        weights.goal_scale,
+        weights.goal_temperature,
+        weights.goal_distance,
+        config.reference_quirks,
+    )
+    target_q = net.apply(q_target, target_z1, goals, method="goal_q_log_probs")
+    target = losses.double_dqn_target(score(online_z1, goals), target_q, reward, weights.discount * mask, support)
+    loss = losses.cross_entropy(target, losses.at_action(score(z0, goals), action)).mean()
+    metrics |= {"goal": loss, "goal_reward": jnp.abs(reward).mean()}
+    return loss
+
+
+def cloning_loss(
+    net: SGINet, variables: dict, z0: jax.Array, action_B: jax.Array, weights: ConfigDict, metrics: dict
+) -> jax.Array:
+    """BC: -log softmax(logits)[a_0], logits = expected values of the reward head, or a linear layer on the projection."""
+    if weights.bc_from_values:
+        log_probs = net.apply(variables, z0, method="q_log_probs")
+        logits = losses.expected_values(log_probs, jnp.linspace(*SUPPORT, net.atoms))
+    else:
+        logits = net.apply(variables, net.apply(variables, z0, "reward", method="project"), method="bc_logits")
+    loss = losses.inverse_loss(logits, action_B).mean()
+    metrics |= {"bc": loss, "bc_accuracy": (logits.argmax(-1) == action_B).mean()}
+    return loss
+
+
+def mean_cosine(y_BP: jax.Array) -> jax.Array:
+    """Mean cosine between the vectors of different samples; near 1 the representation has collapsed."""
+    y = losses.normalise(y_BP)
+    B = y.shape[0]
+    return (jnp.square(y.sum(0)).sum() - B) / (B * max(B - 1, 1))

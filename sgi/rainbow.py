@@ -1,0 +1,144 @@
+"""Data-efficient Rainbow with self-prediction (sections 2.1 and 2.2 of docs/sgi.md): policies, network updates, evaluation.
+
+Distributional (C51), dueling, double, n-step, prioritised, noisy nets; the SPR loss stays on.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sgi import losses, replay
+from sgi.augment import augment, prepare
+from sgi.nets import SGINet
+from sgi.targets import SUPPORT, frozen_statistics
+from training.method import TrainState
+from training.rng import key_for
+
+
+def encode_acting(net: SGINet, variables: dict, stack: jax.Array) -> jax.Array:
+    """Latents of stacks uint8 [N, 84, 84, 4] as seen when acting: running statistics, no augmentation."""
+    return net.apply(variables, prepare(stack), train=False, method="encode")
+
+
+def choose(net: SGINet, variables: dict, z: jax.Array, key: jax.Array, epsilon: float | jax.Array, *, noisy: bool) -> jax.Array:
+    """Epsilon-greedy actions int32 [N] on latents [N, 7, 7, C]."""
+    noise_key, random_key, coin_key = jax.random.split(key, 3)
+    log_probs = net.apply(variables, z, noise_key if noisy else None, method="q_log_probs")
+    best = losses.expected_values(log_probs, jnp.linspace(*SUPPORT, net.atoms)).argmax(-1)
+    random = jax.random.randint(random_key, best.shape, 0, net.num_actions)
+    return jnp.where(jax.random.bernoulli(coin_key, epsilon, best.shape), random, best).astype(jnp.int32)
+
+
+def behaviour(net: SGINet, agent: ConfigDict) -> Any:
+    """The policy that collects: (view of the state, stack) -> (action, what the replay stores).
+
+    Greedy under NoisyNet noise that is drawn anew with every update, with an epsilon that falls linearly. Stored is the newest
+    frame, or with `cache_features` the latent as float16.
+    """
+
+    def policy(view: TrainState, stack: jax.Array) -> tuple[jax.Array, jax.Array]:
+        variables = {"params": view.params, "batch_stats": view.extra["stats"]}
+        z = encode_acting(net, variables, stack)
+        fraction = jnp.clip(view.step / agent.epsilon_steps, 0, 1)
+        epsilon = agent.epsilon[0] + fraction * (agent.epsilon[1] - agent.epsilon[0])
+        action = choose(net, variables, z, key_for(view.seed, view.step, "act"), epsilon, noisy=net.noisy_std > 0)
+        return action, z.astype(jnp.float16) if agent.cache_features else stack[..., -1]
+
+    return policy
+
+
+def update_loss(
+    params: dict, target_params: dict, stats: dict, spr_target: dict, buffer: replay.Replay, slots: jax.Array, weights_B: jax.Array,
+    key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any,
+) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:  # fmt: skip
+    """Loss of one update on sampled slots -> (loss, (metrics, new statistics, priorities [B])).
+
+    Args:
+      target_params: of the Q target network.
+      spr_target: EMA of encoder and projection.
+      weights_B: importance weights; they multiply every loss.
+      constrain: shards arrays over their rows.
+    """
+    agent = config.agent
+    names = ("online", "target", "next_target", "next_online", "noise", "target_noise")
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    look = lambda name, images: augment(keys[name], constrain(images), config.augment.shift, config.augment.intensity)  # noqa: E731
+    support = jnp.linspace(*SUPPORT, net.atoms)
+    K = agent.jumps if agent.spr else 0
+    images_BK = replay.stacks(buffer, slots, K + 1)
+    later = replay.stacks(buffer, slots + agent.n_step, 1)[:, 0]
+    returns, discount = replay.n_step(buffer, slots, agent.n_step, agent.discount)
+    actions_BK = replay.at(buffer, "action", slots, range(max(K, 1)))
+
+    variables, train = {"params": params, "batch_stats": stats}, not agent.freeze_encoder
+    encode = lambda v, images: _encode(net, v, images, train)  # noqa: E731
+    z0, new_stats = encode(variables, look("online", images_BK[:, 0]))
+    stats = {**stats, **new_stats}
+    next_online, _ = encode(variables, look("next_online", later))
+    next_target, _ = encode({"params": target_params, "batch_stats": stats}, look("next_target", later))
+    rl, taken, target = c51(net, params, target_params, z0, next_online, next_target, actions_BK[:, 0], returns, discount, keys)
+    metrics = {"rl": rl.mean(), "q": losses.expected_values(taken, support).mean()}
+    loss = rl
+    if agent.spr:
+        latents_KB, new = net.apply(
+            {"params": params, "batch_stats": stats}, z0, actions_BK.T, train=True, method="rollout", mutable=["batch_stats"]
+        )
+        stats = {**stats, **new["batch_stats"]}
+        spr = _self_prediction(net, params, spr_target, look("target", images_BK), latents_KB, replay.unbroken(buffer, slots, K))
+        loss = loss + agent.spr * spr
+        metrics["spr"] = spr.mean()
+    priorities = losses.kl_priority(target, taken) ** agent.priority_alpha
+    return (weights_B * loss).mean(), (metrics, stats, priorities)
+
+
+def cached_loss(
+    params: dict, target_params: dict, stats: dict, spr_target: dict, buffer: replay.Replay, slots: jax.Array, weights_B: jax.Array,
+    key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any,
+) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:  # fmt: skip
+    """As `update_loss`, on latents of a frozen encoder that the replay stores: only the head learns, without augmentation."""
+    agent = config.agent
+    keys = dict(zip(("noise", "target_noise"), jax.random.split(key), strict=True))
+    latent = lambda k: constrain(replay.at(buffer, "observation", slots, range(k, k + 1))[:, 0].astype(jnp.float32))  # noqa: E731
+    returns, discount = replay.n_step(buffer, slots, agent.n_step, agent.discount)
+    action = buffer.action[slots]
+    z0, later = latent(0), latent(agent.n_step)
+    rl, taken, target = c51(net, params, target_params, z0, later, later, action, returns, discount, keys)
+    metrics = {"rl": rl.mean(), "q": losses.expected_values(taken, jnp.linspace(*SUPPORT, net.atoms)).mean()}
+    return (weights_B * rl).mean(), (metrics, stats, losses.kl_priority(target, taken) ** agent.priority_alpha)
+
+
+def c51(
+    net: SGINet, params: dict, target_params: dict, z0: jax.Array, next_online: jax.Array, next_target: jax.Array,
+    action: jax.Array, returns: jax.Array, discount: jax.Array, keys: dict,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    """Distributional double-DQN loss [B], log-probabilities of the action taken [B, N] and their targets [B, N]."""
+    support = jnp.linspace(*SUPPORT, net.atoms)
+    noisy = net.noisy_std > 0
+    score = lambda p, z, use: net.apply({"params": p}, z, keys[use] if noisy else None, method="q_log_probs")  # noqa: E731
+    target = losses.double_dqn_target(
+        score(params, next_online, "noise"), score(target_params, next_target, "target_noise"), returns, discount, support
+    )
+    taken = losses.at_action(score(params, z0, "noise"), action)
+    return losses.cross_entropy(target, taken), taken, target
+
+
+def _encode(net: SGINet, variables: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+    """Latents and new statistics; a frozen encoder uses its running statistics and has no gradient."""
+    if not train:
+        return jax.lax.stop_gradient(net.apply(variables, images, train=False, method="encode")), {}
+    z, new = net.apply(variables, images, train=True, method="encode", mutable=["batch_stats"])
+    return z, new["batch_stats"]
+
+
+def _self_prediction(net: SGINet, params: dict, target: dict, images_BK: jax.Array, latents_KB: jax.Array, alive_BK: jax.Array) -> jax.Array:
+    """(1/K) sum_{k=1..K} (2 - 2 cos) per sample [B], steps after the episode's end left out."""
+    B, steps = images_BK.shape[:2]
+    flat = images_BK.swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])
+    z = frozen_statistics(net, target, flat, method="encode")
+    project = lambda variables, z: net.apply(variables, z, "reward", method="project").reshape(steps, B, -1)  # noqa: E731
+    y_KB = project({"params": params}, latents_KB.reshape(-1, *latents_KB.shape[2:]))
+    prediction = net.apply({"params": params}, y_KB, method="predict")
+    loss_KB = losses.spr_loss(prediction, project(target, z))
+    return (loss_KB[1:] * alive_BK.T[1:]).mean(0)

@@ -1,0 +1,37 @@
+"""Where recorded play comes from: a data directory, else random play collected on the emulator (its ROMs ship with ale-py)."""
+
+import logging
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from sgi import dqn_replay
+from sgi.atari import display_name
+from sgi.collect import collect
+
+log = logging.getLogger(__name__)
+
+
+def open_data(data: ConfigDict) -> dqn_replay.Store:
+    """The store that `config.data` asks for.
+
+    dir     root of the DQN-Replay layout (a folder or gs://...); '' means $QUINTET_DATA/dqn if the game is there, else
+            `collect` steps of the paper's random policy, recorded once under ~/.cache/quintet
+    game    'Boxing', 'boxing'
+    shards  'all' or a list of [run, checkpoint]
+    cache   folder of the decoded frames; '' means ~/.cache/quintet/frames
+    """
+    shards = data.shards if isinstance(data.shards, str) else tuple(tuple(s) for s in data.shards)
+    return dqn_replay.open_store(data.dir or str(_default(data)), data.game, shards, cache=data.cache or None)
+
+
+def _default(data: ConfigDict) -> Path:
+    shared = os.environ.get("QUINTET_DATA")
+    if shared and (Path(shared) / "dqn" / display_name(data.game)).is_dir():
+        return Path(shared) / "dqn"
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / "random" / f"{data.collect}-steps"
+    if not (home / display_name(data.game)).is_dir():
+        log.info("no data directory: collecting %d random steps of %s into %s", data.collect, data.game, home)
+        collect(game=data.game, steps=data.collect, out=home, seed=0)
+    return home

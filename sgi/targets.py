@@ -1,0 +1,29 @@
+"""What pretraining and fine-tuning share about target networks: their parts, and training-mode calls without side effects."""
+
+from typing import Any
+
+from sgi.nets import SGINet
+
+SUPPORT = (-10.0, 10.0)  # of the return distributions
+
+
+def spr_part(params: dict, stats: dict, head: str) -> dict:
+    """What the self-prediction target needs: encoder and projection (the first layers of a head)."""
+    first = {name: params[f"{head}_head"][name] for name in ("advantage_1", "value_1")}
+    return {"params": {"encoder": params["encoder"], f"{head}_head": first}, "batch_stats": part(stats, "encoder")}
+
+
+def q_part(params: dict, stats: dict) -> dict:
+    """What the goal-conditioned Q target needs."""
+    return {"params": {k: params[k] for k in ("encoder", "goal_head")}, "batch_stats": part(stats, "encoder")}
+
+
+def part(stats: dict, name: str) -> dict:
+    """The statistics of one module; none for an encoder without BatchNorm."""
+    return {name: stats[name]} if name in stats else {}
+
+
+def frozen_statistics(net: SGINet, variables: dict, *args: Any, **kwargs: Any) -> Any:
+    """A training-mode call (batch statistics) that leaves the running statistics alone: target networks, second looks."""
+    out, _ = net.apply(variables, *args, train=True, mutable=["batch_stats"], **kwargs)
+    return out
