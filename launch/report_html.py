@@ -237,7 +237,9 @@ def configs(runs: Sequence[Run], arms: Sequence[Arm]) -> Html | None:
     if with_config:
         shared = {key: value for key, value in with_config[0].config.items() if shared_by_all(key, value, with_config)}
         heading = f"Config ({len(shared)} keys)" if len(runs) == 1 else f"Shared by all runs ({len(shared)} keys)"
-        parts.append(fold(heading, table(["key", "value"], [[key, code(value)] for key, value in shared.items()])))
+        parts.append(
+            fold(heading, table(["key", "value"], [[key, tag("code", plain(value))] for key, value in shared.items()]))
+        )
     missing = [run.label for run in runs if not run.config]
     if missing:
         parts.append(tag("p", f"No config.json: {listing(missing)}.", cls="note"))
@@ -246,10 +248,6 @@ def configs(runs: Sequence[Run], arms: Sequence[Arm]) -> Html | None:
 
 def shared_by_all(key: str, value: Any, runs: Sequence[Run]) -> bool:
     return all(key in run.config and plain(run.config[key]) == plain(value) for run in runs)
-
-
-def code(value: Any) -> Html:
-    return tag("code", plain(value))
 
 
 def timings(runs: Sequence[Run]) -> Html | None:
@@ -282,10 +280,8 @@ def environment(runs: Sequence[Run]) -> Html | None:
     parts = []
     for text, group in groups.items():
         heading = tag("h3", listing([run.label for run in group])) if len(groups) > 1 else None
-        entries = [(key, value) for key, value in sorted(json.loads(text).items())]
-        parts.append(
-            tag("div", heading, tag("dl", *(join([tag("dt", k), tag("dd", inline(v))]) for k, v in entries)), cls="environment")
-        )
+        entries = [join([tag("dt", key), tag("dd", inline(value))]) for key, value in json.loads(text).items()]
+        parts.append(tag("div", heading, tag("dl", *entries), cls="environment"))
     commands = [(run, run.info["command"]) for run in runs if isinstance(run.info.get("command"), list)]
     lines = [f"# {run.label}\n{shlex.join(map(str, c))}" if len(runs) > 1 else shlex.join(map(str, c)) for run, c in commands]
     if lines:

@@ -39,7 +39,9 @@ class ActorStream:
         self._steps = 0
         sharding = replicated(mesh)
         one = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype, sharding=sharding)  # noqa: E731
-        self.spec = Transition(one(stored.shape, stored.dtype), one((), np.int32), one((), np.float32), one((), bool), one((), bool))
+        self.spec = Transition(
+            one(stored.shape, stored.dtype), one((), np.int32), one((), np.float32), one((), bool), one((), bool)
+        )
 
     def next(self, state: TrainState) -> Transition:
         if self._steps:
@@ -50,7 +52,9 @@ class ActorStream:
         return place_replicated(jax.tree.map(lambda *x: np.concatenate(x), *rows), self._mesh)
 
     def reads(self, state: TrainState) -> TrainState:
-        return TrainState(step=state.step, seed=state.seed, params=state.params, opt_state=None, extra={"stats": state.extra["stats"]})
+        return TrainState(
+            step=state.step, seed=state.seed, params=state.params, opt_state=None, extra={"stats": state.extra["stats"]}
+        )
 
     def get_state(self) -> dict:
         return {"env": self._env.get_state(), "start": bool(self._start), "steps": self._steps}

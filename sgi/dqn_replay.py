@@ -38,8 +38,8 @@ class Writer:
     """Context manager that appends rows and writes them as complete files of `chunk` rows each, ckpt.0, ckpt.1, ...
 
     Rows are spooled to a hidden file beside the target and compressed when the chunk is full, so that memory stays flat. Each
-    file appears whole or not at all, `observation` last. Leaving the block normally writes the last, shorter chunk; leaving it by
-    an exception drops it.
+    file appears whole or not at all, `observation` last. Leaving the block normally writes the last, shorter chunk; leaving
+    it by an exception drops that.
     """
 
     def __init__(self, root: str | os.PathLike, game: str, run: int, chunk: int = 1_000_000):
@@ -76,6 +76,7 @@ class Writer:
             for spool, _, _ in self._spools.values():
                 spool.close()
                 Path(spool.name).unlink()
+                Path(f"{spool.name}.gz").unlink(missing_ok=True)
             self._spools = {}
 
     def _spool(self, kind, rows):
@@ -153,8 +154,11 @@ class Store:
             raise IndexError(f"frames {index.min()}..{index.max()} of a store of {self.num_frames}")
         mapped = self._mapped[channel]
         owner = np.searchsorted(self._offsets, index, "right") - 1
+        owners = np.unique(owner)
+        if len(owners) == 1:  # the usual case, without a second copy
+            return np.asarray(mapped[owners[0]][index - self._offsets[owners[0]]])
         out = np.empty((*index.shape, *mapped[0].shape[1:]), mapped[0].dtype)
-        for shard in np.unique(owner):
+        for shard in owners:
             here = owner == shard
             out[here] = mapped[shard][index[here] - self._offsets[shard]]
         return out
@@ -282,6 +286,8 @@ def decode_once(files, path: str, cache: Path) -> Path:
         os.replace(hidden, target)
     except DAMAGE as error:
         raise _damaged(path, error) from error
+    except OSError as error:
+        raise UserError(f"cannot decode {path} into {cache}: {error}") from error
     finally:
         hidden.unlink(missing_ok=True)
     return target

@@ -17,7 +17,9 @@ from training.rng import key_for
 FRAMES_PER_SECOND = 15  # agent steps a second: 60 Hz, 4 frames a step
 
 
-def episodes(config: ConfigDict, act: Callable[[TrainState, jax.Array, jax.Array], jax.Array]) -> Callable[[TrainState, int], dict]:
+def episodes(
+    config: ConfigDict, act: Callable[[TrainState, jax.Array, jax.Array], jax.Array]
+) -> Callable[[TrainState, int], dict]:
     """An `Eval.run` that plays `config.eval.episodes` games.
 
     Each of `lanes` emulators plays the same number of games, so that short games are not counted more often than long ones.

@@ -36,7 +36,12 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
         full_action_space=config.env.full_action_space,
     )  # fmt: skip
     stream = ActorStream(
-        env, rainbow.behaviour(net, config.agent), prefill=config.agent.prefill, seed=config.seed, mesh=mesh, stored=stored(config, net)
+        env,
+        rainbow.behaviour(net, config.agent),
+        prefill=config.agent.prefill,
+        seed=config.seed,
+        mesh=mesh,
+        stored=stored(config, net),
     )
     return make_method(config, mesh, net), stream
 
@@ -52,7 +57,9 @@ def stored(config: ConfigDict, net: SGINet) -> jax.ShapeDtypeStruct:
     if not config.agent.cache_features:
         return jax.ShapeDtypeStruct((84, 84), jnp.uint8)
     if config.agent.spr or not config.agent.freeze_encoder:
-        raise UserError("agent.cache_features needs agent.freeze_encoder=True and agent.spr=0: cached latents cannot be learned from")
+        raise UserError(
+            "agent.cache_features needs agent.freeze_encoder=True and agent.spr=0: cached latents cannot be learned from"
+        )
     image = jnp.zeros((1, 84, 84, STACK))
     z, _ = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), image, train=False, method="encode"))
     return jax.ShapeDtypeStruct(z.shape[1:], jnp.float16)
@@ -81,7 +88,9 @@ def make_method(config: ConfigDict, mesh: Mesh, net: SGINet) -> Method:
             return state, {"agent_steps": state.extra["replay"].count}
         metrics = {}
         for i in range(config.agent.updates):  # unrolled: XLA's CPU convolutions are about 9x slower inside a loop
-            state, metrics = update(state, jax.random.fold_in(key_for(state.seed, state.step, "update"), i), config, net, tx, mesh)
+            state, metrics = update(
+                state, jax.random.fold_in(key_for(state.seed, state.step, "update"), i), config, net, tx, mesh
+            )
         return state, {**metrics, "agent_steps": state.extra["replay"].count}
 
     warm = None
@@ -122,7 +131,7 @@ def update(
     }
     if "q_target" in extra:
         extra["q_target"] = mix(extra["q_target"], params, agent.target_tau)
-    metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
     return state.replace(params=params, opt_state=opt_state, extra=extra), metrics
 
 

@@ -26,6 +26,7 @@ from training.method import Method, Stream, TrainState
 from training.rng import key_for
 from training.step import make_step, mix
 
+
 def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     """The method that `config` describes, over its recorded play."""
     weights = config.loss

@@ -86,7 +86,9 @@ def update_loss(
             {"params": params, "batch_stats": stats}, z0, actions_BK.T, train=True, method="rollout", mutable=["batch_stats"]
         )
         stats = {**stats, **new["batch_stats"]}
-        spr = _self_prediction(net, params, spr_target, look("target", images_BK), latents_KB, replay.unbroken(buffer, slots, K))
+        spr = _self_prediction(
+            net, params, spr_target, look("target", images_BK), latents_KB, replay.unbroken(buffer, slots, K)
+        )
         loss = loss + agent.spr * spr
         metrics["spr"] = spr.mean()
     priorities = losses.kl_priority(target, taken) ** agent.priority_alpha
@@ -132,7 +134,9 @@ def _encode(net: SGINet, variables: dict, images: jax.Array, train: bool) -> tup
     return z, new["batch_stats"]
 
 
-def _self_prediction(net: SGINet, params: dict, target: dict, images_BK: jax.Array, latents_KB: jax.Array, alive_BK: jax.Array) -> jax.Array:
+def _self_prediction(
+    net: SGINet, params: dict, target: dict, images_BK: jax.Array, latents_KB: jax.Array, alive_BK: jax.Array
+) -> jax.Array:
     """(1/K) sum_{k=1..K} (2 - 2 cos) per sample [B], steps after the episode's end left out."""
     B, steps = images_BK.shape[:2]
     flat = images_BK.swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])

@@ -11,8 +11,6 @@ from sgi.dqn_replay import Store
 from training.errors import UserError
 
 
-
-
 class Windows:
     """A `training.data.Source` of windows over a Store.
 

@@ -78,9 +78,8 @@ def run(
         with jax.set_mesh(mesh), preemption() as asked_to_stop:
             while t < last:
                 batch = stream.next(state)  # may block: disk, environments, a generation
-                begin = time.perf_counter()
-                state, metrics = step(state, batch, consts)  # asynchronous; donates state
-                record.first_call(time.perf_counter() - begin)
+                with record.call(step, state, batch, consts):
+                    state, metrics = step(state, batch, consts)  # asynchronous; donates state
                 t += 1
                 writer.push(t, metrics)
                 for name, evaluation in method.evals.items():
@@ -149,19 +148,26 @@ class Record:
             "mesh": dict(mesh.shape),
             **runtime.describe(),
         }
-        self._called = False
+        self._shapes = set()
         if self._main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             (self.path.parent / "config.json").write_text(json.dumps(to_dict(config), indent=2, sort_keys=True))
-            self._write()
+        self._write()
 
-    def first_call(self, seconds: float) -> None:
-        """Tracing and compiling take place in the first call of the step."""
-        if not self._called:
-            self._called = True
-            self._facts["compile_seconds"] = round(seconds, 2)
-            if self._main:
-                self._write()
+    @contextmanager
+    def call(self, step: Any, state: Any, batch: Any, consts: Any) -> Iterator[None]:
+        """Around each call of the step: the first with a new shape of batch compiles, which is timed and counted in FLOPs."""
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes in self._shapes:
+            yield
+            return
+        self._shapes.add(shapes)
+        begin = time.perf_counter()
+        cost = step.lower(state, batch, consts).cost_analysis() or {}
+        yield
+        seconds = self._facts.get("compile_seconds", 0) + time.perf_counter() - begin
+        self._facts |= {"compile_seconds": round(seconds, 2), "flops_per_step": cost.get("flops")}  # of the latest shape
+        self._write()
 
     def finish(self, status: str, step: int, seconds: float) -> None:
         memory = runtime.peak_memory_bytes()
@@ -172,10 +178,11 @@ class Record:
             "seconds": round(seconds, 2),
             "memory_bytes": memory,
         }
-        if self._main:
-            self._write()
+        self._write()
 
     def _write(self) -> None:
+        if not self._main:
+            return
         draft = self.path.with_suffix(".tmp")
         draft.write_text(json.dumps(self._facts, indent=2))
         draft.replace(self.path)

@@ -41,7 +41,7 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         if ema is not None:
             extra = {**extra, "ema": mix(extra["ema"], params, 1 - ema)}
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra), metrics
 
     return step

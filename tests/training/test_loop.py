@@ -1,0 +1,139 @@
+"""The loop on a toy method: exact resume, stopping, non-finite losses, metrics, populations, meshes."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from training import loop, metrics
+from training.errors import UserError
+from training.testing import make, toy_config, train
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b, tolerance=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight")
+    return train(toy_config(mesh__data=1), workdir), workdir
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 11])
+def test_resumed_run_equals_straight_run(straight, tmp_path, stop):
+    train(toy_config(mesh__data=1), tmp_path, stop_after=stop)
+    assert_same(straight[0], train(toy_config(mesh__data=1), tmp_path))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_sharded_run_equals_one_device(straight, tmp_path, mesh):
+    data, fsdp, tensor = mesh
+    state = train(toy_config(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor), tmp_path)
+    assert_close(straight[0], state)
+    if fsdp > 1:
+        assert "fsdp" in state.params["hidden"].sharding.spec
+
+
+def test_restore_onto_another_mesh(straight, tmp_path):
+    train(toy_config(mesh__data=2, mesh__fsdp=4), tmp_path, stop_after=5)
+    assert_close(straight[0], train(toy_config(mesh__data=1, mesh__fsdp=2), tmp_path))
+
+
+def test_accumulation_averages_gradients(tmp_path):
+    whole = train(toy_config(mesh__data=1), tmp_path / "whole", stop_after=1)
+    parts = train(toy_config(mesh__data=1, accumulate=4), tmp_path / "parts", stop_after=1)
+    # Dropout keys differ between the parts, so only the size of the update agrees: Adam's first step is lr in every coordinate.
+    assert int(parts.extra["seen"]) == 4 and int(whole.extra["seen"]) == 1
+    assert_close(np.abs(whole.params["out"]), np.abs(parts.params["out"]), 1e-4)
+
+
+def test_ema_follows_the_parameters(straight):
+    state, workdir = straight
+    params, ema = np.asarray(state.params["out"]), np.asarray(state.extra["ema"]["out"])
+    assert np.abs(ema).sum() < np.abs(params).sum() and np.abs(ema).sum() > 0
+
+
+def test_population_equals_single_runs(straight, tmp_path):
+    many = train(toy_config(mesh__data=2, mesh__fsdp=2, population=4), tmp_path / "population")
+    assert many.params["out"].sharding.spec[0] == ("data", "fsdp")
+    assert_close(straight[0], jax.tree.map(lambda x: x[0], many), 1e-4)
+    other = train(toy_config(mesh__data=1, seed=3), tmp_path / "single")
+    assert_close(other, jax.tree.map(lambda x: x[3], many), 1e-4)
+    rows = metrics.read_rows(tmp_path / "population" / "metrics.jsonl")
+    assert len(rows[-1]["eval/norm"]) == 4
+
+
+def test_population_resumes_exactly(tmp_path):
+    config = toy_config(mesh__data=2, population=2)
+    whole = train(config, tmp_path / "a")
+    train(config, tmp_path / "b", stop_after=5)
+    assert_same(whole, train(config, tmp_path / "b"))
+
+
+def test_metrics_rows_are_complete_and_not_repeated_after_a_resume(tmp_path):
+    train(toy_config(mesh__data=1, checkpoint__every=4), tmp_path, stop_after=7)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 9, "train/loss": 1.0}\n{"step": 1')  # rows of a killed run, the last one torn
+    train(toy_config(mesh__data=1), tmp_path)
+    steps = [row["step"] for row in metrics.read_rows(path) if "train/loss" in row]
+    assert steps == list(range(1, 13))
+    assert [row["step"] for row in metrics.read_rows(path) if "eval/norm" in row] == [6, 12]
+
+
+def test_checkpoints_kept(tmp_path):
+    train(toy_config(mesh__data=1, checkpoint__every=1, checkpoint__keep_every=5), tmp_path)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [5, 10, 11, 12]
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(metrics.NonFiniteLoss, match="at step 6"):
+        train(toy_config(mesh__data=1, explode_at=6), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+    last = metrics.read_rows(tmp_path / "metrics.jsonl")[-1]
+    assert last["step"] == 6 and np.isnan(last["train/loss"])
+    assert json.loads((tmp_path / "run.json").read_text())["status"].startswith("failed")
+
+
+def test_sigterm_saves_and_leaves_normally(straight, tmp_path):
+    config = toy_config(mesh__data=1, checkpoint__every=0)
+    method, stream = make(
+        config, mesh := loop.jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    )
+    draws, original = [], stream.next
+
+    def next_then_signal(state=None):
+        draws.append(1)
+        if len(draws) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(state)
+
+    stream.next = next_then_signal
+    state = loop.run(config, method, stream, mesh, str(tmp_path))
+    assert int(state.step) == 5
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "preempted"
+    assert_same(straight[0], train(config, tmp_path))
+
+
+def test_another_config_in_the_same_workdir_is_refused(tmp_path):
+    train(toy_config(mesh__data=1), tmp_path, stop_after=2)
+    with pytest.raises(UserError, match="optim.lr: 0.01 there, 0.5 here"):
+        train(toy_config(mesh__data=1, optim__lr=0.5), tmp_path)
+    assert int(train(toy_config(mesh__data=1, steps=3), tmp_path).step) == 3  # the length of a run may change
+
+
+def test_no_retracing_after_the_first_step(tmp_path):
+    config = toy_config(mesh__data=1)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    method, stream = make(config, mesh)
+    traces = []
+    counted = method._replace(step=lambda *args: (traces.append(1), method.step(*args))[1])
+    loop.run(config, counted, stream, mesh, str(tmp_path))
+    assert len(traces) == 1
