@@ -6,8 +6,8 @@ Each action is drawn uniformly and held for Geom(1/3) steps (1, 2, ...; mean 3).
 than it draws (1 + Geom); here the number drawn is the number held. No sticky actions, unclipped rewards, `terminal` = the game
 is over (or was cut at 27,000 steps), not a lost life.
 
-The lanes are played side by side and stored one after another: first all steps of lane 0, then those of lane 1. The last row of a lane is
-marked terminal although its game went on, so that no window of frames runs from one lane into the next.
+The lanes are played side by side and stored one after another: first all steps of lane 0, then those of lane 1. The last row
+of a lane is marked terminal although its game went on, so that no window of frames runs from one lane into the next.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from launch.cli import guarded
 from sgi.atari import SIZE, AtariVec, display_name, num_actions, record_ram
 from sgi.dqn_replay import Writer
 from training.errors import UserError
@@ -102,9 +103,10 @@ def _record(settings: dict, root: Path) -> dict:
     with tempfile.TemporaryFile(dir=root) as spill:
         frames = np.memmap(spill, np.uint8, "w+", shape=(lanes, rows, SIZE, SIZE))
         env = AtariVec(game, lanes, seed=settings["seed"], life_loss=False, full_action_space=full)
+        ready = time.perf_counter()
         rewards, terminals, starts, scores = _play(env, actions, frames)
+        played = time.perf_counter() - ready
         env.close()
-        played = time.perf_counter() - began
         with Writer(root, game, settings["run"], settings["chunk"]) as writer:
             for lane in range(lanes):
                 count = steps // lanes + (lane < steps % lanes)
@@ -159,8 +161,8 @@ def _memory(game, starts, actions, frames, full) -> Iterator[np.ndarray]:
             yield memory
 
 
-def main(arguments: list[str] | None = None):
-    """The command line. Exit code 2 and one line for a user's mistake."""
+def main(argv: list[str]) -> None:
+    """The command line: records, and prints one line about it."""
     parser = argparse.ArgumentParser(prog="python -m sgi.collect", description=__doc__.split("\n")[0])
     parser.add_argument("--game", required=True, help="'boxing' or 'Boxing'")
     parser.add_argument("--steps", type=int, required=True, help="agent steps in all")
@@ -173,16 +175,11 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--ram", action="store_true", help="store the console's memory too")
     parser.add_argument("--full-actions", action="store_true", help="all 18 actions")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    try:
-        done = collect(**vars(parser.parse_args(arguments)))
-    except UserError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    done = collect(**vars(parser.parse_args(argv)))
     score = "no game finished" if done["mean_score"] is None else f"mean score {done['mean_score']:.1f}"
-    print(
-        f"{done['game']}: {done['steps']} steps at {done['steps_per_second']:.0f} steps/s, {done['episodes']} episodes, {score}; "
-        + " ".join(done["files"])
-    )
+    rate = f"{done['steps_per_second']:.0f} steps/s"
+    print(f"{done['game']}: {done['steps']} steps at {rate}, {done['episodes']} episodes, {score};", *done["files"])
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from sgi import dqn_replay
 from sgi.atari import display_name
 from sgi.collect import collect
+from training.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +20,20 @@ def open_data(data: ConfigDict) -> dqn_replay.Store:
     dir     root of the DQN-Replay layout (a folder or gs://...); '' means $QUINTET_DATA/dqn if the game is there, else
             `collect` steps of the paper's random policy, recorded once under ~/.cache/quintet
     game    'Boxing', 'boxing'
-    shards  'all' or a list of [run, checkpoint]
+    shards  'all', or run/checkpoint pairs: '1/1,1/25,1/50'
     cache   folder of the decoded frames; '' means ~/.cache/quintet/frames
     """
-    shards = data.shards if isinstance(data.shards, str) else tuple(tuple(s) for s in data.shards)
-    return dqn_replay.open_store(data.dir or str(_default(data)), data.game, shards, cache=data.cache or None)
+    return dqn_replay.open_store(data.dir or str(_default(data)), data.game, _shards(data.shards), cache=data.cache or None)
+
+
+def _shards(text: str) -> str | tuple[tuple[int, int], ...]:
+    if text == "all":
+        return text
+    try:
+        pairs = [pair.split("/") for pair in text.split(",")]
+        return tuple((int(run), int(checkpoint)) for run, checkpoint in pairs)
+    except ValueError as error:
+        raise UserError(f"config.data.shards is {text!r}; write 'all' or run/checkpoint pairs such as '1/1,1/25'") from error
 
 
 def _default(data: ConfigDict) -> Path:

@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from training.config import base
 
-MIXED = ((1, 1), (1, 25), (1, 50))  # run, checkpoint: scripts/experiments/sgim_pretrain.sh
-WEAK = tuple((run, 1) for run in range(1, 6))
-LARGE = tuple((1, checkpoint) for checkpoint in (1, 5, 10, 15, 20, 25))
+MIXED = "1/1,1/25,1/50"  # run/checkpoint: scripts/experiments/sgim_pretrain.sh
+WEAK = "1/1,2/1,3/1,4/1,5/1"
+LARGE = "1/1,1/5,1/10,1/15,1/20,1/25"
 ABLATIONS = ("S", "G", "I", "SG", "SI", "GI", "SGI")
 SMALL = ("small", "small_SI", "small_S", "small_I", "small_untrained")
 VARIANTS = ("mixed", "weak", "large", "small_net", "random", "bc", "paper", *ABLATIONS, *SMALL, "tiny", "tiny_bc", "tiny_M")

@@ -1,0 +1,89 @@
+"""Recorded random play: how long actions are held, what a row means, that it is replayable and repeatable."""
+
+import numpy as np
+import pytest
+
+from sgi.atari import AtariVec, record_ram
+from sgi.collect import collect, held_actions, main
+from sgi.dqn_replay import open_store
+from training.errors import UserError
+
+
+def test_actions_are_uniform_and_held_for_a_geometric_time():
+    actions = held_actions(np.random.default_rng(0), 120_000, 1000, 1 / 3)  # so many that neighbours differ
+    np.testing.assert_allclose(np.bincount(actions // 100) / len(actions), 0.1, atol=0.01)
+    holds = np.diff(np.flatnonzero(np.diff(actions, prepend=-1, append=-1)))
+    np.testing.assert_allclose(holds.mean(), 3, atol=0.05)
+    for length in (1, 2, 3):
+        np.testing.assert_allclose((holds == length).mean(), (2 / 3) ** (length - 1) / 3, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def breakout(tmp_path_factory):
+    """421 steps in two lanes of 211 and 210, in files of 300; Breakout, so that games end on the way."""
+    root = tmp_path_factory.mktemp("recorded")
+    summary = collect("breakout", 421, root, seed=3, envs=2, chunk=300, ram=True)
+    return root, summary, open_store(root, "breakout", cache=root / "cache")
+
+
+def test_rows_are_what_the_environment_gave(breakout):
+    """The recorded actions, played again: frame t is where action t was chosen, reward t what it earned."""
+    _, summary, store = breakout
+    env = AtariVec("breakout", 2, seed=3, life_loss=False)
+    obs, _ = env.reset()
+    frames, actions = store.frames(np.arange(421)), store.actions
+    lives, episodes, scores = 5, 0, []
+    for t in range(210):
+        rows = np.array([t, 211 + t])
+        np.testing.assert_array_equal(obs[:, -1], frames[rows])
+        obs, reward, terminated, _, info = env.step(actions[rows])
+        np.testing.assert_array_equal(store.rewards[rows], reward)
+        np.testing.assert_array_equal(store.terminals[rows], terminated | (rows == 420))
+        episodes, lives = episodes + terminated.sum(), min(lives, *info["lives"])
+        scores += list(info["episode_return"][terminated])
+    assert lives < 4 and episodes >= 1  # lives were lost without a terminal
+    assert store.terminals[210] and store.starts[211]  # the lanes are kept apart
+    assert (summary["game"], summary["steps"], summary["episodes"]) == ("Breakout", 421, len(scores))
+    assert summary["mean_score"] == np.mean(scores)
+
+
+def test_ram_belongs_to_the_frame(breakout):
+    _, _, store = breakout
+    env = AtariVec("breakout", 2, seed=3)
+    env.reset()
+    ram, _ = record_ram("breakout", env.noops[1], store.actions[211:230])
+    np.testing.assert_array_equal(store.rows("ram", np.arange(211, 230)), ram)
+    assert (np.diff(ram[:, 72].astype(int)) != 0).any()  # the paddle moves
+
+
+def test_files_and_repetition(breakout, tmp_path, capsys):
+    root, summary, _ = breakout
+    assert len(summary["files"]) == 2 * 5 and all((root / path).exists() for path in summary["files"])
+    assert {path.name for path in root.iterdir()} == {"Breakout", "cache"}  # no scratch is left
+    arguments = ["--game", "Breakout", "--steps", "40", "--envs", "2", "--out"]
+    for name in ("a", "b"):
+        main([*arguments, str(tmp_path / name)])
+    first, again = ([path.read_bytes() for path in sorted((tmp_path / name).rglob("*.gz"))] for name in ("a", "b"))
+    assert first == again and len(first) == 4
+    assert "40 steps" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten_unasked(breakout, monkeypatch):
+    root, summary, _ = breakout
+    settings = {"seed": 3, "envs": 2, "chunk": 300, "ram": True}
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.gz")}
+    monkeypatch.setattr("sgi.collect.AtariVec", None)  # the same settings: nothing is played
+    assert collect("Breakout", 421, root, **settings) == summary
+    with pytest.raises(UserError, match="--overwrite"):
+        collect("breakout", 421, root, **settings | {"seed": 4})
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.gz")} == before
+    with pytest.raises(UserError, match="envs"):
+        collect("breakout", 1, root, run=2, envs=2)
+    monkeypatch.undo()
+    monkeypatch.setattr("sgi.collect._record", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collect("breakout", 421, root, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.gz")} == before  # replaced only by a finished one
+    monkeypatch.undo()
+    collect("breakout", 20, root, envs=1, overwrite=True)
+    assert open_store(root, "breakout", cache=root / "cache").num_frames == 20
