@@ -11,6 +11,7 @@ The reference is NCHW with weights OIHW and (out, in), and flattens in C, H, W o
 import argparse
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -223,6 +224,8 @@ def _read(state_dict, entries, shapes) -> dict:
             raise UserError(f"the weights hold no {name}")
         expected = layout.reference(np.zeros(_get(shapes, path).shape, np.bool_)).shape
         value = np.asarray(state_dict[name])
+        if value.dtype.kind not in "fiu":
+            raise UserError(f"{name} holds {value.dtype} instead of numbers")
         if value.shape != expected:
             raise UserError(f"{name} has shape {value.shape} where {expected} fits the other weights")
         node = tree
@@ -260,7 +263,7 @@ def eval_outputs(net: SGINet, head: str, variables, x_BHWC, action_B, goal_BD) -
     return net.apply(variables, method=forward)
 
 
-def train_outputs(net: SGINet, variables, target, head: str, x_TBHWC, action_TB, goal_BD, mask_B) -> dict[str, jax.Array]:
+def train_outputs(net: SGINet, head: str, variables, target, x_TBHWC, action_TB, goal_BD, mask_B) -> dict[str, jax.Array]:
     """Outputs for T = K + 1 observations under batch statistics, in reference layout; action_TB[t] precedes x_TBHWC[t].
 
     All observations go through the target encoder as one batch and share their statistics.
@@ -307,16 +310,16 @@ def recompute(weights: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray
     action_TB, mask_B = jnp.asarray(inputs["action"], jnp.int32), jnp.asarray(inputs["nonterminal"][0], jnp.float32)
     goal_BD = latent_to_ours(jnp.asarray(inputs["goal"], jnp.float32))
 
-    @jax.jit
-    @partial(jax.grad, has_aux=True)
     def trained(params, stats, target, *inputs):
-        out = train_outputs(net, {"params": params, "batch_stats": stats}, target, head, *inputs)
+        out = train_outputs(net, head, {"params": params, "batch_stats": stats}, target, *inputs)
         return out["train/spr_loss_by_step"][1:].mean() + out["train/inverse_loss"].mean(), out
 
-    out = jax.jit(partial(eval_outputs, net, head))(variables, x_TBHWC[0], action_TB[1], goal_BD)
-    gradient, more = trained(variables["params"], variables["batch_stats"], target, x_TBHWC, action_TB, goal_BD, mask_B)
+    jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # runs once: compiling is what takes time
+    inputs = x_TBHWC, action_TB, goal_BD, mask_B
+    gradient, out = jit(jax.grad(trained, has_aux=True))(variables["params"], variables["batch_stats"], target, *inputs)
+    out |= jit(partial(eval_outputs, net, head))(variables, x_TBHWC[0], action_TB[1], goal_BD)
     gradients = {f"grad/{name}": g for name, g in to_reference(net, {"params": gradient}).items()}
-    return {name: np.asarray(value) for name, value in (out | more | gradients).items()}
+    return {name: np.asarray(value) for name, value in (out | gradients).items()}
 
 
 def _check_inputs(net, variables, inputs):
@@ -337,17 +340,30 @@ def _check_inputs(net, variables, inputs):
         raise UserError(f"in/action has entries outside 0..{net.num_actions - 1}")
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max |ours - theirs| / max |theirs|; infinite where either is not finite."""
-    error = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), np.finfo(np.float32).tiny)
-    return float(error) if np.isfinite(error) else float("inf")
+class Error(NamedTuple):
+    """How far an output is from the stored one, relative to its largest entry, and how far it may be."""
+
+    relative: float
+    allowed: float
 
 
-def check(path: Path) -> dict[str, float]:
-    """Relative error of every output stored in a golden file, by name. UserError if it is not a golden file."""
+def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> Error:
+    """max |ours - theirs| / max |theirs|, infinite where an entry is not finite; 1e-4 is allowed.
+
+    'train/goal_return' is 10 times a small difference of two fp32 distances near 1. If a single one of them is rounded the
+    other way, the return moves by 10 * 2^-24, which can be more than 1e-4 of it: that much is allowed too.
+    """
+    largest = max(np.abs(theirs).max(), np.finfo(np.float32).tiny)
+    error = np.abs(ours - theirs).max() / largest
+    rounding = 10 * 2**-24 / largest if name == "train/goal_return" else 0.0
+    return Error(float(error) if np.isfinite(error) else float("inf"), max(TOLERANCE, float(rounding)))
+
+
+def check(path: Path) -> dict[str, Error]:
+    """The error of every output stored in a golden file, by name. UserError if it is not a golden file."""
     entries = _load(path)
     parts = {p: {k.removeprefix(p): v for k, v in entries.items() if k.startswith(p)} for p in ("weights/", "in/")}
-    stored = {k: v for k, v in entries.items() if not k.startswith(("weights/", "in/", "cfg"))}
+    stored = {k: v for k, v in entries.items() if k != "cfg" and not k.startswith(tuple(parts))}
     if not stored:
         raise UserError(f"{path}: there are no outputs to check")
     ours = recompute(parts["weights/"], parts["in/"])
@@ -356,14 +372,14 @@ def check(path: Path) -> dict[str, float]:
             raise UserError(f"{path}: unknown entry {name}")
         if theirs.shape != ours[name].shape:
             raise UserError(f"{path}: {name} has shape {theirs.shape} instead of {ours[name].shape}")
-    return {name: relative_error(ours[name], theirs) for name, theirs in stored.items()}
+    return {name: compare(name, ours[name], theirs) for name, theirs in stored.items()}
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable npz file ({error})") from error
 
 
@@ -378,10 +394,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, error in errors.items():
-        print(f"{error:9.2e}  {name}")
-    worst = max(errors, key=errors.__getitem__)
-    print(f"largest relative error {errors[worst]:.2e} ({worst}), allowed {TOLERANCE:.0e}")
-    return int(errors[worst] > TOLERANCE)
+        print(f"{error.relative:9.2e}  {name}" + (f"  (allowed {error.allowed:.2e})" if error.relative > error.allowed else ""))
+    worst = max(errors, key=lambda name: errors[name].relative)
+    failed = [name for name, error in errors.items() if error.relative > error.allowed]
+    print(f"largest relative error {errors[worst].relative:.2e} ({worst}); {len(failed)} of {len(errors)} outputs disagree")
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sgi.atari import STACK, num_actions
 from sgi.augment import augment
 from sgi.nets import SGINet, flatten
 from sgi.source import open_data
-from sgi.targets import SUPPORT, frozen_statistics, q_part, spr_part
+from sgi.targets import SUPPORT, frozen_statistics, mean_cosine, q_part, spr_part
 from sgi.trajectories import Windows, stacks
 from training import optim
 from training.data import DatasetStream
@@ -220,10 +220,3 @@ def cloning_loss(
     loss = losses.inverse_loss(logits, action_B).mean()
     metrics |= {"bc": loss, "bc_accuracy": (logits.argmax(-1) == action_B).mean()}
     return loss
-
-
-def mean_cosine(y_BP: jax.Array) -> jax.Array:
-    """Mean cosine between the vectors of different samples; near 1 the representation has collapsed."""
-    y = losses.normalise(y_BP)
-    B = y.shape[0]
-    return (jnp.square(y.sum(0)).sum() - B) / (B * max(B - 1, 1))

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from sgi.losses import normalise
 from sgi.nets import SGINet
 
 SUPPORT = (-10.0, 10.0)  # of the return distributions
@@ -27,3 +31,10 @@ def frozen_statistics(net: SGINet, variables: dict, *args: Any, **kwargs: Any) -
     """A training-mode call (batch statistics) that leaves the running statistics alone: target networks, second looks."""
     out, _ = net.apply(variables, *args, train=True, mutable=["batch_stats"], **kwargs)
     return out
+
+
+def mean_cosine(y_BP: jax.Array) -> jax.Array:
+    """Mean cosine between the vectors of different samples; near 1 the representation has collapsed."""
+    y = normalise(y_BP)
+    B = y.shape[0]
+    return (jnp.square(y.sum(0)).sum() - B) / (B * max(B - 1, 1))

@@ -42,6 +42,10 @@ class Windows:
     def __len__(self) -> int:
         return len(self._valid)
 
+    def start(self, indices: np.ndarray) -> np.ndarray:
+        """The row of the store where each window's observation 0 lies."""
+        return self._valid[indices]
+
     def batch(self, indices: np.ndarray, uniforms: np.ndarray) -> dict[str, np.ndarray]:
         start = self._valid[indices]
         steps = start[:, None] + np.arange(max(self._jumps, 1))
