@@ -15,7 +15,7 @@ from sgi.replay import Transition
 from training.method import TrainState
 from training.sharding import place_replicated, replicated
 
-# policy(view, stack uint8 [1, 84, 84, 4]) -> action int32 [1], stored observation [1, ...]; view is what `reads` leaves of the state
+# (what `reads` leaves of the state, stack uint8 [1, 84, 84, 4]) -> action int32 [1], stored observation [1, ...]
 Policy = Callable[[TrainState, jax.Array], tuple[jax.Array, jax.Array]]
 
 

@@ -1,9 +1,10 @@
-"""Fine-tuning on Atari 100k (Schwarzer et al. 2021, section 4.1): Rainbow with self-prediction, from scratch or from SGI weights.
+"""Fine-tuning on Atari 100k (Schwarzer et al. 2021): Rainbow with self-prediction, from scratch or from SGI weights.
 
 One step of the loop is one agent step: store the transition, then `updates` prioritised updates, all in one jitted program. The
 first batch is the random prefill, which is only stored.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -95,7 +96,7 @@ def make_method(config: ConfigDict, mesh: Mesh, net: SGINet) -> Method:
 
     warm = None
     if config.init_from:
-        warm = lambda state: transfer(state, config.init_from, first_layers=config.agent.first_layers)  # noqa: E731
+        warm = partial(transfer, source=config.init_from, first_layers=config.agent.first_layers)
     return Method(init=init, step=step, evals={"eval": Eval(config.eval.every, evaluator(config, net))}, warm=warm)
 
 
@@ -109,18 +110,16 @@ def update(
     slots, drawn = replay.sample(extra["replay"], sample_key, config.batch, ahead=ahead, behind=STACK - 1)
     fraction = jnp.clip(state.step / agent.beta_steps, 0, 1)
     beta = agent.beta[0] + fraction * (agent.beta[1] - agent.beta[0])
-    weights = losses.importance_weights(drawn, beta)
-    target_params = extra.get("q_target", state.params)
-
+    draw = rainbow.Draw(slots, losses.importance_weights(drawn, beta))
     loss_fn = rainbow.cached_loss if agent.cache_features else rainbow.update_loss
 
     def constrain(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, BATCH))
 
+    draw = jax.tree.map(constrain, draw)
     (loss, (metrics, stats, priorities)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, target_params, extra["stats"], extra["spr_target"], extra["replay"], constrain(slots), weights, loss_key,
-        net=net, config=config, constrain=constrain,
-    )  # fmt: skip
+        state.params, extra, draw, loss_key, net=net, config=config, constrain=constrain
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     extra = {

@@ -18,7 +18,7 @@ from sgi.atari import STACK, num_actions
 from sgi.augment import augment
 from sgi.nets import SGINet, flatten
 from sgi.source import open_data
-from sgi.targets import SUPPORT, frozen_statistics, mean_cosine, q_part, spr_part
+from sgi.targets import SUPPORT, frozen_statistics, mean_cosine, project, q_part, spr_part
 from sgi.trajectories import Windows, stacks
 from training import optim
 from training.data import DatasetStream
@@ -88,9 +88,10 @@ def loss_fn(
     """Total loss, (metrics, new extra) of one batch of windows; see `Windows` for its keys."""
     weights = config.loss
     images_BK = stacks(batch["frames"])
-    look = lambda name, images: augment(
-        jax.random.fold_in(key, NAMES.index(name)), images, config.augment.shift, config.augment.intensity
-    )  # noqa: E731
+
+    def look(name: str, images: jax.Array) -> jax.Array:
+        return augment(jax.random.fold_in(key, NAMES.index(name)), images, **config.augment)
+
     variables = {"params": params, "batch_stats": extra["stats"]}
     z0, new = net.apply(variables, look("online", images_BK[:, 0]), train=True, method="encode", mutable=["batch_stats"])
     stats = {**extra["stats"], **new["batch_stats"]}
@@ -145,11 +146,8 @@ def self_prediction(
 ) -> jax.Array:
     """S and I on one rollout: latents [K + 1, B, 7, 7, C] predicted, and encoded by the EMA."""
     weights, K = config.loss, config.loss.jumps
-    project = lambda variables, z: net.apply(variables, z.reshape(-1, *z.shape[2:]), head, method="project").reshape(
-        *z.shape[:2], -1
-    )  # noqa: E731
-    y_KB = project({"params": params}, latents_KB)
-    target_y_KB = jax.lax.stop_gradient(project(target, target_KB))
+    y_KB = project(net, {"params": params}, latents_KB, head)
+    target_y_KB = jax.lax.stop_gradient(project(net, target, target_KB, head))
     mask_KB = batch["mask"].T
     loss_KB = losses.spr_loss(net.apply({"params": params}, y_KB, method="predict"), target_y_KB)
     spr = (loss_KB[1:] * mask_KB[1:]).mean()
@@ -178,18 +176,14 @@ def goal_loss(
         config.reference_quirks,
     )
     z_now, z_next = flatten(target_KB[0]), flatten(target_KB[1])
-    mask = batch["mask"][:, 1]
-    score = lambda z, g: net.apply(variables, z, g, method="goal_q_log_probs")  # noqa: E731
+    mask, action = batch["mask"][:, 1], batch["action"][:, 0]
     target_z1 = frozen_statistics(net, q_target, look("q_target", next_images), method="encode")
     online_z1 = frozen_statistics(net, variables, look("double", next_images), method="encode")
     if weights.goal_all_to_all:  # every state with every goal of the batch
         B = z0.shape[0]
-        tile = lambda x: jnp.repeat(x, B, 0)  # noqa: E731
         goals = jnp.tile(goals, (B, 1))
-        z0, z_now, z_next, mask, target_z1, online_z1 = map(tile, (z0, z_now, z_next, mask, target_z1, online_z1))
-        action = tile(batch["action"][:, 0])
-    else:
-        action = batch["action"][:, 0]
+        states = (z0, z_now, z_next, mask, target_z1, online_z1, action)
+        z0, z_now, z_next, mask, target_z1, online_z1, action = (jnp.repeat(x, B, 0) for x in states)
     reward = losses.goal_reward(
         z_now,
         z_next,
@@ -202,8 +196,10 @@ def goal_loss(
         config.reference_quirks,
     )
     target_q = net.apply(q_target, target_z1, goals, method="goal_q_log_probs")
-    target = losses.double_dqn_target(score(online_z1, goals), target_q, reward, weights.discount * mask, support)
-    loss = losses.cross_entropy(target, losses.at_action(score(z0, goals), action)).mean()
+    online_q = net.apply(variables, online_z1, goals, method="goal_q_log_probs")
+    target = losses.double_dqn_target(online_q, target_q, reward, weights.discount * mask, support)
+    log_probs = net.apply(variables, z0, goals, method="goal_q_log_probs")
+    loss = losses.cross_entropy(target, losses.at_action(log_probs, action)).mean()
     metrics |= {"goal": loss, "goal_reward": jnp.abs(reward).mean()}
     return loss
 

@@ -3,7 +3,7 @@
 Distributional (C51), dueling, double, n-step, prioritised, noisy nets; the SPR loss stays on.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sgi import losses, replay
 from sgi.augment import augment, prepare
 from sgi.nets import SGINet
-from sgi.targets import SUPPORT, frozen_statistics
+from sgi.targets import SUPPORT, frozen_statistics, project
 from training.method import TrainState
 from training.rng import key_for
 
@@ -49,35 +49,44 @@ def behaviour(net: SGINet, agent: ConfigDict) -> Any:
     return policy
 
 
+class Draw(NamedTuple):
+    """A sample from the replay."""
+
+    slots: jax.Array  # int32 [B]
+    weights: jax.Array  # float32 [B], importance weights; they multiply every loss
+
+
 def update_loss(
-    params: dict, target_params: dict, stats: dict, spr_target: dict, buffer: replay.Replay, slots: jax.Array, weights_B: jax.Array,
-    key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any,
-) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:  # fmt: skip
-    """Loss of one update on sampled slots -> (loss, (metrics, new statistics, priorities [B])).
+    params: dict, extra: dict, draw: Draw, key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any
+) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:
+    """Loss of one update -> (loss, (metrics, new statistics, priorities [B])).
 
     Args:
-      target_params: of the Q target network.
-      spr_target: EMA of encoder and projection.
-      weights_B: importance weights; they multiply every loss.
+      extra: `TrainState.extra`: statistics, EMA target, replay, and the Q target's parameters (none: a copy of `params`).
+      draw: what was sampled.
       constrain: shards arrays over their rows.
     """
-    agent = config.agent
+    agent, buffer, slots, stats = config.agent, extra["replay"], draw.slots, extra["stats"]
+    target_params = extra.get("q_target", jax.lax.stop_gradient(params))
     names = ("online", "target", "next_target", "next_online", "noise", "target_noise")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-    look = lambda name, images: augment(keys[name], constrain(images), config.augment.shift, config.augment.intensity)  # noqa: E731
     support = jnp.linspace(*SUPPORT, net.atoms)
+
+    def look(name: str, images: jax.Array) -> jax.Array:
+        return augment(keys[name], constrain(images), **config.augment)
+
     K = agent.jumps if agent.spr else 0
     images_BK = replay.stacks(buffer, slots, K + 1)
     later = replay.stacks(buffer, slots + agent.n_step, 1)[:, 0]
     returns, discount = replay.n_step(buffer, slots, agent.n_step, agent.discount)
     actions_BK = replay.at(buffer, "action", slots, range(max(K, 1)))
 
-    variables, train = {"params": params, "batch_stats": stats}, not agent.freeze_encoder
-    encode = lambda v, images: _encode(net, v, images, train)  # noqa: E731
-    z0, new_stats = encode(variables, look("online", images_BK[:, 0]))
+    variables = {"params": params, "batch_stats": stats}
+    target_variables = {"params": target_params, "batch_stats": stats}
+    z0, new_stats = _encode(net, variables, look("online", images_BK[:, 0]), agent.freeze_encoder)
+    next_online, _ = _encode(net, variables, look("next_online", later), agent.freeze_encoder)
+    next_target, _ = _encode(net, target_variables, look("next_target", later), agent.freeze_encoder)
     stats = {**stats, **new_stats}
-    next_online, _ = encode(variables, look("next_online", later))
-    next_target, _ = encode({"params": target_params, "batch_stats": stats}, look("next_target", later))
     rl, taken, target = c51(net, params, target_params, z0, next_online, next_target, actions_BK[:, 0], returns, discount, keys)
     metrics = {"rl": rl.mean(), "q": losses.expected_values(taken, support).mean()}
     loss = rl
@@ -87,28 +96,29 @@ def update_loss(
         )
         stats = {**stats, **new["batch_stats"]}
         spr = _self_prediction(
-            net, params, spr_target, look("target", images_BK), latents_KB, replay.unbroken(buffer, slots, K)
+            net, params, extra["spr_target"], look("target", images_BK), latents_KB, replay.unbroken(buffer, slots, K)
         )
         loss = loss + agent.spr * spr
         metrics["spr"] = spr.mean()
     priorities = losses.kl_priority(target, taken) ** agent.priority_alpha
-    return (weights_B * loss).mean(), (metrics, stats, priorities)
+    return (draw.weights * loss).mean(), (metrics, stats, priorities)
 
 
 def cached_loss(
-    params: dict, target_params: dict, stats: dict, spr_target: dict, buffer: replay.Replay, slots: jax.Array, weights_B: jax.Array,
-    key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any,
-) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:  # fmt: skip
+    params: dict, extra: dict, draw: Draw, key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any
+) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:
     """As `update_loss`, on latents of a frozen encoder that the replay stores: only the head learns, without augmentation."""
-    agent = config.agent
+    agent, buffer, slots, stats = config.agent, extra["replay"], draw.slots, extra["stats"]
+    target_params = extra.get("q_target", jax.lax.stop_gradient(params))
     keys = dict(zip(("noise", "target_noise"), jax.random.split(key), strict=True))
-    latent = lambda k: constrain(replay.at(buffer, "observation", slots, range(k, k + 1))[:, 0].astype(jnp.float32))  # noqa: E731
     returns, discount = replay.n_step(buffer, slots, agent.n_step, agent.discount)
     action = buffer.action[slots]
-    z0, later = latent(0), latent(agent.n_step)
+    z0, later = (
+        constrain(replay.at(buffer, "observation", slots, range(k, k + 1))[:, 0].astype(jnp.float32)) for k in (0, agent.n_step)
+    )
     rl, taken, target = c51(net, params, target_params, z0, later, later, action, returns, discount, keys)
     metrics = {"rl": rl.mean(), "q": losses.expected_values(taken, jnp.linspace(*SUPPORT, net.atoms)).mean()}
-    return (weights_B * rl).mean(), (metrics, stats, losses.kl_priority(target, taken) ** agent.priority_alpha)
+    return (draw.weights * rl).mean(), (metrics, stats, losses.kl_priority(target, taken) ** agent.priority_alpha)
 
 
 def c51(
@@ -118,7 +128,10 @@ def c51(
     """Distributional double-DQN loss [B], log-probabilities of the action taken [B, N] and their targets [B, N]."""
     support = jnp.linspace(*SUPPORT, net.atoms)
     noisy = net.noisy_std > 0
-    score = lambda p, z, use: net.apply({"params": p}, z, keys[use] if noisy else None, method="q_log_probs")  # noqa: E731
+
+    def score(p: dict, z: jax.Array, use: str) -> jax.Array:
+        return net.apply({"params": p}, z, keys[use] if noisy else None, method="q_log_probs")
+
     target = losses.double_dqn_target(
         score(params, next_online, "noise"), score(target_params, next_target, "target_noise"), returns, discount, support
     )
@@ -126,9 +139,9 @@ def c51(
     return losses.cross_entropy(target, taken), taken, target
 
 
-def _encode(net: SGINet, variables: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+def _encode(net: SGINet, variables: dict, images: jax.Array, frozen: bool) -> tuple[jax.Array, dict]:
     """Latents and new statistics; a frozen encoder uses its running statistics and has no gradient."""
-    if not train:
+    if frozen:
         return jax.lax.stop_gradient(net.apply(variables, images, train=False, method="encode")), {}
     z, new = net.apply(variables, images, train=True, method="encode", mutable=["batch_stats"])
     return z, new["batch_stats"]
@@ -141,8 +154,6 @@ def _self_prediction(
     B, steps = images_BK.shape[:2]
     flat = images_BK.swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])
     z = frozen_statistics(net, target, flat, method="encode")
-    project = lambda variables, z: net.apply(variables, z, "reward", method="project").reshape(steps, B, -1)  # noqa: E731
-    y_KB = project({"params": params}, latents_KB.reshape(-1, *latents_KB.shape[2:]))
-    prediction = net.apply({"params": params}, y_KB, method="predict")
-    loss_KB = losses.spr_loss(prediction, project(target, z))
+    prediction = net.apply({"params": params}, project(net, {"params": params}, latents_KB, "reward"), method="predict")
+    loss_KB = losses.spr_loss(prediction, project(net, target, z.reshape(steps, B, *z.shape[1:]), "reward"))
     return (loss_KB[1:] * alive_BK.T[1:]).mean(0)

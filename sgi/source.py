@@ -41,7 +41,6 @@ def _default(data: ConfigDict) -> Path:
     if shared and (Path(shared) / "dqn" / display_name(data.game)).is_dir():
         return Path(shared) / "dqn"
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / "random" / f"{data.collect}-steps"
-    if not (home / display_name(data.game)).is_dir():
-        log.info("no data directory: collecting %d random steps of %s into %s", data.collect, data.game, home)
-        collect(game=data.game, steps=data.collect, out=home, seed=0)
+    log.info("no data directory: using %d random steps of %s in %s", data.collect, data.game, home)
+    collect(game=data.game, steps=data.collect, out=home, seed=0)  # once; a second time it finds the first recording
     return home

@@ -33,6 +33,13 @@ def frozen_statistics(net: SGINet, variables: dict, *args: Any, **kwargs: Any) -
     return out
 
 
+def project(net: SGINet, variables: dict, latents_KB: jax.Array, head: str) -> jax.Array:
+    """[K + 1, B, 7, 7, C] -> [K + 1, B, P]."""
+    K, B = latents_KB.shape[:2]
+    y = net.apply(variables, latents_KB.reshape(K * B, *latents_KB.shape[2:]), head, method="project")
+    return y.reshape(K, B, -1)
+
+
 def mean_cosine(y_BP: jax.Array) -> jax.Array:
     """Mean cosine between the vectors of different samples; near 1 the representation has collapsed."""
     y = normalise(y_BP)

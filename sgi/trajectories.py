@@ -1,4 +1,4 @@
-"""Pretraining examples: short windows of recorded play, with only the frames that the losses use (sgi, section 1.9 of docs/sgi.md).
+"""Pretraining examples: short windows of recorded play, with only the frames that the losses use.
 
 Alignment: `action[k]` is the action taken AT observation k, so it leads from k to k + 1. A window never shows two episodes:
 frames before the episode's first are black, observations after its last repeat the last one and are masked.

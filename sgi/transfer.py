@@ -77,7 +77,8 @@ def _fit(old: Any, loaded: Any, name: str, source: str) -> Any:
     def one(a: Any, b: Any) -> jax.Array:
         if a.shape != b.shape:
             raise UserError(
-                f"{source}: {name} has shape {b.shape} there and {a.shape} here; config.net and the game must be those of pretraining"
+                f"{source}: {name} has shape {b.shape} there and {a.shape} here; "
+                "config.net and the game must be those of pretraining"
             )
         return jnp.asarray(b, a.dtype)
 

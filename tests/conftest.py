@@ -6,6 +6,7 @@ from pathlib import Path
 CACHE = Path(__file__).parents[1] / ".cache"
 os.environ.setdefault("QUINTET_CACHE", str(CACHE))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["QUINTET_QUICK_COMPILE"] = "1"
 
 from training import runtime  # noqa: E402
 

@@ -1,6 +1,6 @@
 """Checkpoints: orbax for the arrays, our own digests against silent damage, our own fall-back to the last good step.
 
-    workdir/checkpoints/<step>/{state,stream,meta}     written atomically by orbax (a killed save leaves only a temporary folder)
+    workdir/checkpoints/<step>/{state,stream,meta}     written atomically by orbax: a killed save leaves only a draft
     workdir/digests/<step>.json                        SHA-256 of the files above (orbax keeps no checksums)
     workdir/damaged/<step>                             checkpoints that failed the check, moved out of the way
 

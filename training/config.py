@@ -1,10 +1,12 @@
 """Configs: python files with `get_config(variant)`, values only. Loading, overriding, saving, comparing."""
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -25,7 +27,7 @@ def base(method: str, **values: Any) -> ConfigDict:
             "population": 1,  # train this many seeds (seed, seed + 1, ...) in one program
             "steps": 1000,  # calls of Method.step
             "batch": 32,  # rows of the global batch
-            "init_from": "",  # workdir of another run whose weights this one starts from; '' = none. '{seed}' stands for the seed
+            "init_from": "",  # workdir of a run whose weights this one starts from, or none; '{seed}' stands for the seed
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "min_shard": 2**16},
             "log": {"every": 100, "tensorboard": False},
             "checkpoint": {"every": 1000, "keep_last": 2, "keep_every": 0},  # 0 = never
@@ -43,14 +45,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
       UserError: no such file or variant, unknown key (with the nearest one), value of another type.
     """
     name, _, variant = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"no config file {name}; a config is given as FILE.py or FILE.py:VARIANT")
-    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{name} has no get_config(variant)")
+    module = load_module(Path(name))
     variants = getattr(module, "VARIANTS", None)
     if variant and variants is not None and variant not in variants:
         raise UserError(f"{name} has no variant {variant!r}; it has {', '.join(variants)}")
@@ -58,6 +53,18 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     for key, text in (overrides or {}).items():
         set_value(config, key, text)
     return config.lock()
+
+
+def load_module(path: Path) -> ModuleType:
+    """A config file as a module. Config files are code of this project or of its user."""
+    if not path.is_file():
+        raise UserError(f"no config file {path}; a config is given as FILE.py or FILE.py:VARIANT")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no get_config(variant)")
+    return module
 
 
 def set_value(config: ConfigDict, key: str, text: str) -> None:
@@ -82,10 +89,8 @@ def _parse(key: str, text: str, old: Any) -> Any:
     except yaml.YAMLError:
         value = text
     if isinstance(value, str) and isinstance(old, float | int) and not isinstance(old, bool):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-4 as a string
-        except ValueError:
-            pass
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():

@@ -51,7 +51,9 @@ def run(
     restored = checkpoints.restore(target)
     if restored is None:
         t, seconds = 0, 0.0
-        state = jax.jit(lambda: method.init(jnp.uint32(config.seed), stream.spec), out_shardings=shardings)()
+        state = jax.jit(
+            lambda: method.init(jnp.uint32(config.seed), stream.spec), out_shardings=shardings, compiler_options=runtime.once()
+        )()
         if method.warm is not None:
             state = jax.tree.map(jax.device_put, method.warm(state), shardings)
     else:
@@ -116,7 +118,7 @@ def abstract_state(config: ConfigDict, method: Method, stream: Stream, mesh: Mes
 
 @contextmanager
 def preemption() -> Iterator[Any]:
-    """`asked_to_stop(step)` becomes true after SIGTERM (or Ctrl-C once); with several processes all of them agree on the step."""
+    """`asked_to_stop(step)` becomes true after SIGTERM or Ctrl-C; with several processes all of them agree on the step."""
     asked = []
     if jax.process_count() > 1:  # jax's own notifier holds SIGTERM and synchronises the processes
         yield multihost_utils.reached_preemption_sync_point

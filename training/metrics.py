@@ -92,7 +92,8 @@ class Writer:
             self._bar.update(step - self._bar.n)
         if bad:
             raise NonFiniteLoss(
-                f"loss is {loss.tolist()} at step {step}: training stopped. The last checkpoint is good; try a lower learning rate or clipping"
+                f"loss is {loss.tolist()} at step {step}: training stopped. "
+                "The last checkpoint is good; try a lower learning rate or clipping"
             )
 
     def write(self, step: int, values: dict[str, Any]) -> None:

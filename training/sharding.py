@@ -71,7 +71,8 @@ def batch_ways(mesh: Mesh) -> int:
 def check_batch(batch: int, mesh: Mesh) -> None:
     if batch % batch_ways(mesh):
         raise UserError(
-            f"batch of {batch} rows is not divisible by the mesh's data x fsdp = {batch_ways(mesh)}; change config.batch or config.mesh"
+            f"batch of {batch} rows is not divisible by the mesh's data x fsdp = {batch_ways(mesh)}; "
+            "change config.batch or config.mesh"
         )
 
 
@@ -140,8 +141,12 @@ def place_rows(local: Any, mesh: Mesh) -> Any:
 
 def place_replicated(host: Any, mesh: Mesh) -> Any:
     """Host arrays that every process holds -> global arrays on every device."""
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i, x=np.asarray(x): x[i]), host)
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
+
+    return jax.tree.map(place, host)
 
 
 def table(shapes: Any, shardings: Any) -> str:

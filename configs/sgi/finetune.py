@@ -97,7 +97,7 @@ def small(c: ConfigDict) -> None:
 
 def tiny(c: ConfigDict) -> None:
     c.net.update({"encoder": "S-bn", "width": 0.125, "hidden": 16})
-    c.agent.update({"prefill": 40, "jumps": 2, "n_step": 3, "capacity": 256, "beta_steps": 20})
+    c.agent.update({"prefill": 40, "updates": 1, "jumps": 1, "n_step": 3, "capacity": 256, "beta_steps": 20})
     c.update({"batch": 8, "steps": 6})
     c.mesh.min_shard = 256
     c.eval.update({"episodes": 2, "lanes": 2, "video_seconds": 1.0, "max_steps": 20})

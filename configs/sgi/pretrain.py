@@ -4,15 +4,15 @@
         --config.data.game=Pong --workdir runs/pong-sgi
 
 Variants
-    mixed, weak, large, small_net    SGI-M, SGI-W, SGI-M/L, SGI-M/S on the DQN-Replay data set (234k-391k updates of 256 windows:
-                                     days on one GPU in the reference; not run by us at this size)
-    random                           SGI-R: random play, collected on the emulator when no data directory is given
-    bc                               behaviour cloning on the mixed data
-    S, G, I, SG, SI, GI, SGI         ablations of `mixed`
-    paper                            `mixed` with the paper's loss weights (lambda_SPR = 2: 5 in the code's scaling)
+    mixed, weak, large, small_net   SGI-M, SGI-W, SGI-M/L, SGI-M/S on the DQN-Replay data set: 234k-391k updates of 256
+                                    windows, days on one GPU in the reference; not run by us at this size
+    random                          SGI-R: random play, collected on the emulator when no data directory is given
+    bc                              behaviour cloning on the mixed data
+    S, G, I, SG, SI, GI, SGI        ablations of `mixed`
+    paper                           `mixed` with the paper's loss weights (lambda_SPR = 2: 5 in the code's scaling)
     small, small_SI, small_S, small_I, small_untrained
-                                     CPU experiment on 20k random frames of Boxing, minutes on 2 cores; see results/sgi
-    tiny                             tests
+                                    CPU experiment on 20k random frames of Boxing, minutes on 2 cores; see results/sgi
+    tiny, tiny_bc                   tests
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ WEAK = "1/1,2/1,3/1,4/1,5/1"
 LARGE = "1/1,1/5,1/10,1/15,1/20,1/25"
 ABLATIONS = ("S", "G", "I", "SG", "SI", "GI", "SGI")
 SMALL = ("small", "small_SI", "small_S", "small_I", "small_untrained")
-VARIANTS = ("mixed", "weak", "large", "small_net", "random", "bc", "paper", *ABLATIONS, *SMALL, "tiny", "tiny_bc", "tiny_M")
+VARIANTS = ("mixed", "weak", "large", "small_net", "random", "bc", "paper", *ABLATIONS, *SMALL, "tiny", "tiny_bc")
 
 
 def get_config(variant: str = "mixed") -> ConfigDict:
@@ -126,7 +126,7 @@ def small(c: ConfigDict, losses: str) -> None:
 
 
 def tiny(c: ConfigDict, variant: str) -> None:
-    c.net.update({"encoder": "M" if variant == "tiny_M" else "S-bn", "width": 0.125, "hidden": 16})
+    c.net.update({"encoder": "S-bn", "width": 0.125, "hidden": 16})
     c.data.update({"game": "Pong", "shards": "all", "collect": 400})
     c.update({"batch": 8, "steps": 6})
     c.loss.update({"jumps": 2, "goal_window": 10})

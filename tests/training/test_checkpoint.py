@@ -83,7 +83,7 @@ def test_damage_falls_back_to_the_step_before_and_is_kept_aside(saved, kind):
 def test_everything_damaged_is_an_error(saved):
     for step in "123":
         flip(largest_file(saved / "checkpoints" / step / "state"))
-    with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         restored(saved)
 
 
@@ -102,7 +102,7 @@ def test_another_shape_names_the_array(saved):
     with pytest.raises(UserError, match=r"w is \[\[64, 64\], 'float32'\] there and \[\[8, 8\], 'float32'\] here"):
         Checkpoints(saved).restore(other)
     missing = {"w": target()["w"]}
-    with pytest.raises(UserError, match="n is .* there and nothing here"):
+    with pytest.raises(UserError, match=r"n is .* there and nothing here"):
         Checkpoints(saved).restore(missing)
 
 

@@ -56,7 +56,7 @@ def test_accumulation_averages_gradients(tmp_path):
 
 
 def test_ema_follows_the_parameters(straight):
-    state, workdir = straight
+    state, _ = straight
     params, ema = np.asarray(state.params["out"]), np.asarray(state.extra["ema"]["out"])
     assert np.abs(ema).sum() < np.abs(params).sum() and np.abs(ema).sum() > 0
 
@@ -124,7 +124,7 @@ def test_sigterm_saves_and_leaves_normally(straight, tmp_path):
 
 def test_another_config_in_the_same_workdir_is_refused(tmp_path):
     train(toy_config(mesh__data=1), tmp_path, stop_after=2)
-    with pytest.raises(UserError, match="optim.lr: 0.01 there, 0.5 here"):
+    with pytest.raises(UserError, match=r"optim\.lr: 0\.01 there, 0\.5 here"):
         train(toy_config(mesh__data=1, optim__lr=0.5), tmp_path)
     assert int(train(toy_config(mesh__data=1, steps=3), tmp_path).step) == 3  # the length of a run may change
 

@@ -25,7 +25,7 @@ def test_mesh_sizes():
 
 def test_batch_must_divide():
     check_batch(16, make_mesh(4, 2))
-    with pytest.raises(UserError, match="12 rows is not divisible .* = 8"):
+    with pytest.raises(UserError, match=r"12 rows is not divisible .* = 8"):
         check_batch(12, make_mesh(4, 2))
 
 

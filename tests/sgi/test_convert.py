@@ -1,0 +1,219 @@
+"""Reference weights: golden outputs, round trips for every kind of encoder, layouts, and bad files."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgi import convert
+from sgi.nets import SGINet
+from training.errors import UserError
+
+NETS = {
+    "L": SGINet(9, "L", width=0.25, hidden=6, atoms=11),
+    "M": SGINet(4, "M", width=1.5, hidden=4, atoms=11),
+    "S": SGINet(18, "S", width=0.5, hidden=4),
+    "S-bn": SGINet(9, "S-bn", width=0.25, hidden=6, atoms=11, bc=True),
+}
+
+
+def random_variables(net, seed):
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        if path[-1].key.startswith("kernel"):
+            return noise * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
+        return noise * np.float32(0.1) + (path[-1].key in ("scale", "var"))
+
+    return jax.tree_util.tree_map_with_path(draw, convert.variable_shapes(net))
+
+
+def with_target(net, head="goal"):
+    """Random variables and an EMA copy of the parts that have one."""
+    variables, ema = random_variables(net, 0), random_variables(net, 1)
+    stats = {name: tree for name, tree in ema["batch_stats"].items() if name == "encoder"}
+    first = {name: ema["params"][f"{head}_head"][name] for name in ("advantage_1", "value_1")}
+    return variables, {"params": {"encoder": ema["params"]["encoder"], f"{head}_head": first}, "batch_stats": stats}
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_round_trip(kind):
+    net = NETS[kind]
+    variables, target = with_target(net)
+    weights = convert.to_reference(net, variables, target)
+    found, variables_found, target_found = convert.from_reference(weights)
+    assert found == net
+    assert_equal(variables_found, variables)
+    assert_equal(target_found, target)
+
+
+def test_projection_of_a_fine_tuned_model():
+    """There `projection` is an alias of the reward head's first layers, and so its EMA copy belongs to that head."""
+    net = NETS["S"]
+    variables, target = with_target(net, "reward")
+    weights = convert.to_reference(net, variables, target)
+    weights["projection.encoders.0.weight_mu"] = weights["head.rl_advantage.0.weight_mu"]
+    assert_equal(convert.from_reference(weights)[2], target)
+
+
+def test_reference_shapes():
+    """Spot checks of names and PyTorch shapes, by hand."""
+    shapes = {name: w.shape for name, w in convert.to_reference(NETS["L"], *with_target(NETS["L"])).items()}
+    expected = {  # width 0.25: 12, 24, 24 channels
+        "conv.layers.0.0.conv.0.weight": (16, 4, 1, 1),
+        "conv.layers.0.0.downsample.weight": (12, 4, 3, 3),
+        "conv.layers.2.4.conv.3.weight": (96, 1, 3, 3),
+        "conv.layers.2.4.conv.7.running_var": (24,),
+        "target_encoder.layers.1.0.downsample.weight": (24, 12, 2, 2),
+        "dynamics_model.initial_layer.0.weight": (24, 24 + 9, 3, 3),
+        "head.rl_advantage.0.weight_mu": (6, 24 * 49),
+        "head.goal_advantage.3.weight_sigma": (9 * 11, 6),
+        "head.goal_conditioner.network.5.weight": (2 * 2 * 6, 48 * 49),
+        "inverse_model.network.0.weight": (256, 2 * 12),
+        "target_projection.encoders.1.bias_mu": (6,),
+    }
+    assert {name: shapes[name] for name in expected} == expected
+    nature = convert.to_reference(NETS["S-bn"], *with_target(NETS["S-bn"]))
+    assert nature["conv.conv.3.weight"].shape == (16, 8, 4, 4) and nature["conv.conv.4.running_mean"].shape == (16,)
+
+
+def test_nature_in_pytorch_layout():
+    """The same numbers from the reference weights by NCHW convolutions and a C, H, W flatten."""
+    net = NETS["S-bn"]
+    variables, target = with_target(net)
+    w = convert.to_reference(net, variables, target)
+    x = np.random.default_rng(2).random((2, 84, 84, 4), np.float32)
+
+    def reference(w, x):
+        y = x.transpose(0, 3, 1, 2)
+        for i, stride in zip((0, 3, 6), (4, 2, 1), strict=True):
+            dimensions = ("NCHW", "OIHW", "NCHW")
+            y = jax.lax.conv_general_dilated(
+                y, w[f"conv.conv.{i}.weight"], (stride,) * 2, "VALID", dimension_numbers=dimensions
+            )
+            bias, scale, shift, mean, var = (
+                w[f"conv.conv.{name}"][:, None, None]
+                for name in (f"{i}.bias", *(f"{i + 1}.{part}" for part in ("weight", "bias", "running_mean", "running_var")))
+            )
+            y = jnp.maximum((y + bias - mean) / jnp.sqrt(var + 1e-5) * scale + shift, 0)
+        low, high = (f(y, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
+        flat = ((y - low) / (high - low)).reshape(2, -1)
+        hidden = [flat @ w[f"head.goal_{s}.0.weight_mu"].T + w[f"head.goal_{s}.0.bias_mu"] for s in ("advantage", "value")]
+        return jnp.concatenate(hidden, 1)
+
+    def ours(variables, x):
+        return net.apply(variables, method=lambda net: net.project(net.encode(x, train=False), "goal"))
+
+    expected, found = jax.jit(lambda *a: (reference(a[0], a[2]), ours(a[1], a[2])))(w, variables, x)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def file():
+    """A file of the golden kind, made from our own outputs."""
+    net = SGINet(9, "S-bn", width=0.125, hidden=4, atoms=11)
+    rng = np.random.default_rng(3)
+    inputs = {
+        "observation": rng.integers(0, 256, (2, 3, 4, 1, 84, 84), np.uint8),
+        "action": rng.integers(0, 9, (2, 3)),
+        "goal": rng.random((3, 8 * 49), np.float32),
+        "nonterminal": np.array([[1.0, 0, 1]], np.float32),
+    }
+    weights = convert.to_reference(net, *with_target(net))
+    outputs = convert.recompute(weights, inputs)
+    kept = {k: v for k, v in outputs.items() if not k.startswith("grad/") or "conv.conv.0" in k}
+    return {f"weights/{k}": v for k, v in weights.items()} | {f"in/{k}": v for k, v in inputs.items()} | kept, outputs
+
+
+def check(tmp_path, monkeypatch, entries, outputs=None):
+    """Exit code of the command; `outputs` spares computing them again."""
+    if outputs is not None:
+        monkeypatch.setattr(convert, "recompute", lambda weights, inputs: outputs)
+    np.savez(tmp_path / "file.npz", **entries)
+    return convert.main(["check", str(tmp_path / "file.npz")])
+
+
+def test_check_passes_and_lists_every_output(tmp_path, monkeypatch, file, capsys):
+    assert check(tmp_path, monkeypatch, *file) == 0
+    lines = capsys.readouterr().out.splitlines()
+    stored = [k for k in file[0] if k.startswith(("eval/", "train/", "grad/"))]
+    assert len(stored) == 6 + 7 + 2
+    assert [line.split()[1] for line in lines[:-1]] == stored
+    assert lines[-1].startswith("largest relative error 0.00e+00")
+
+
+@pytest.mark.parametrize("name", ["eval/next_latent", "train/goal_return", "grad/conv.conv.0.bias"])
+def test_check_fails_on_a_wrong_output(tmp_path, monkeypatch, file, capsys, name):
+    entries = {**file[0], name: file[0][name] * np.float32(1.01)}
+    assert check(tmp_path, monkeypatch, entries, file[1]) == 1
+    assert f"({name}); 1 of 15 outputs disagree" in capsys.readouterr().out
+    entries[name] = np.full_like(file[0][name], np.nan)
+    assert check(tmp_path, monkeypatch, entries, file[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights/head.extra": np.zeros(3)}, "unknown weight head.extra"),
+        ({"weights/predictor.0.bias": np.zeros(3)}, "predictor.0.bias has shape (3,) where (8,) fits"),
+        ({"weights/predictor.0.bias": None}, "hold no predictor.0.bias"),
+        ({"weights/predictor.0.bias": np.array(["a"] * 8)}, "instead of numbers"),
+        ({"weights/target_projection.encoders.1.bias_mu": None}, "hold no target_projection.encoders.1.bias_mu"),
+        ({"weights/head.rl_advantage_bias": None}, "hold no head.rl_advantage_bias"),
+        ({"weights/conv.conv.6.weight": np.zeros(())}, "conv.conv.6.weight has shape ()"),
+        ({"in/goal": None}, "no in/goal"),
+        ({"in/observation": np.zeros((2, 3, 4, 84, 84), np.uint8)}, "in/observation has shape"),
+        ({"in/action": np.full((2, 3), 9)}, "in/action has entries outside 0..8"),
+    ],
+)
+def test_bad_contents(tmp_path, monkeypatch, file, capsys, change, message):
+    entries = {k: v for k, v in {**file[0], **change}.items() if v is not None}
+    assert check(tmp_path, monkeypatch, entries) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["eval/nothing", "other"])
+def test_unknown_outputs(tmp_path, monkeypatch, file, capsys, name):
+    assert check(tmp_path, monkeypatch, {**file[0], name: np.zeros(2)}, file[1]) == 2
+    assert f"unknown entry {name}" in capsys.readouterr().err
+
+
+def test_unreadable_files(tmp_path, capsys):
+    (tmp_path / "text.npz").write_text("no arrays here")
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    np.savez(tmp_path / "whole.npz", a=np.random.default_rng(0).random(1000))
+    (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:4000])
+    (tmp_path / "folder.npz").mkdir()
+    for name in ("missing.npz", "text.npz", "single.npy", "half.npz", "folder.npz"):
+        assert convert.main(["check", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert name in error and error.count("\n") == 1
+
+
+def test_unknown_encoder():
+    weights = convert.to_reference(NETS["M"], *with_target(NETS["M"]))
+    weights["conv.layers.0.3.conv.0.weight"] = weights["conv.layers.0.2.conv.0.weight"]
+    with pytest.raises(UserError, match="4 blocks a group and expansion 2"):
+        convert.from_reference(weights)
+
+
+def test_golden():
+    """The authors' own modules: every stored output and gradient within 1e-4."""
+    if "QUINTET_DATA" not in os.environ:
+        pytest.skip("QUINTET_DATA is not set, so the golden file golden/sgi/sgi_m.npz is not available")
+    path = Path(os.environ["QUINTET_DATA"]).parent / "golden" / "sgi" / "sgi_m.npz"
+    if not path.is_file():
+        pytest.skip(f"the golden file {path} is absent")
+    errors = convert.check(path)
+    assert {name for name, error in errors.items() if error.relative > 1e-4} == set()
+    assert len(errors) == 17

@@ -1,0 +1,165 @@
+"""What pretraining and fine-tuning do around their losses: targets, learning rates, transfer, populations, episodes' ends."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgi import finetune, pretrain
+from sgi.transfer import transfer
+from training import config as configs
+from training import optim, population
+from training.errors import UserError
+from training.sharding import make_mesh
+from training.testing import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(spec, **overrides):
+    path, variant = spec.split(":")
+    text = {k.replace("__", "."): str(v) for k, v in {"mesh__data": 1, **overrides}.items()}
+    return configs.load(f"{ROOT}/configs/sgi/{path}.py:{variant}", text)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    return train(load("pretrain:tiny"), workdir, stop_after=1), workdir
+
+
+def fresh(config):
+    """The state before the first step."""
+    mesh = make_mesh(1)
+    method, stream = population.make(config, mesh)
+    return jax.jit(lambda: method.init(jnp.uint32(config.seed), stream.spec))(), method, stream
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b)))
+
+
+def test_targets_after_one_update(pretrained):
+    before, after = fresh(load("pretrain:tiny"))[0], pretrained[0]
+    target, online = after.extra["spr_target"]["params"], before.params  # of before the update, which equals the initial target
+    for name in ("advantage_1", "value_1"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), target["goal_head"][name], online["goal_head"][name]
+        )
+    kernel = lambda state, tree: np.asarray(tree["encoder"]["conv_2"]["kernel"])  # noqa: E731
+    old, new = kernel(before, before.params), kernel(after, after.params)
+    assert np.abs(new - old).max() > 0
+    # The EMA of the SPR target has not seen the update yet; the Q target has, at rate 0.01.
+    np.testing.assert_allclose(kernel(after, target), old, atol=1e-7)
+    np.testing.assert_allclose(kernel(after, after.extra["q_target"]["params"]), 0.99 * old + 0.01 * new, atol=1e-7)
+
+
+def test_later_targets_follow_with_a_delay_of_one(tmp_path):
+    one = train(load("pretrain:tiny"), tmp_path, stop_after=1)
+    two = train(load("pretrain:tiny"), tmp_path, stop_after=2)
+    kernel = lambda tree: np.asarray(tree["encoder"]["conv_0"]["kernel"])  # noqa: E731
+    expected = 0.99 * kernel(one.extra["spr_target"]["params"]) + 0.01 * kernel(one.params)
+    np.testing.assert_allclose(kernel(two.extra["spr_target"]["params"]), expected, atol=1e-7)
+
+
+def test_learning_rates_of_the_groups():
+    config = load("finetune:tiny_init", init_from="x")
+    state = jax.eval_shape(
+        lambda: finetune.make_method(config, make_mesh(1), finetune.build_net(config)).init(jnp.uint32(0), SPEC)
+    )
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape), state.params)
+    tx = optim.build(**config.optim)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    moved = {
+        "encoder": updates["encoder"]["conv_0"]["kernel"],
+        "first": updates["reward_head"]["advantage_1"]["kernel"],
+        "dynamics": updates["dynamics"]["conv_1"]["kernel"],
+        "second": updates["reward_head"]["value_2"]["kernel"],
+        "predictor": updates["predictor"]["kernel"],
+    }
+    rates = {k: float(-v.ravel()[0]) for k, v in moved.items()}
+    for name, rate in {"encoder": 1e-6, "first": 3e-5, "dynamics": 1e-4, "second": 1e-4, "predictor": 1e-4}.items():
+        assert abs(rates[name] / rate - 1) < 1e-3, (name, rates[name])
+
+
+SPEC = finetune.replay.Transition(jax.ShapeDtypeStruct((1, 84, 84), jnp.uint8), *[jax.ShapeDtypeStruct((1,), jnp.float32)] * 4)
+
+
+def test_transfer(pretrained):
+    before, workdir = pretrained
+    config = load("finetune:tiny", seed=7)
+    state = fresh(config)[0]
+    moved = transfer(state, str(workdir), first_layers="goal")
+    for name in ("encoder", "dynamics", "predictor"):
+        assert same(moved.params[name], before.params[name]), name
+    head, goal, start = moved.params["reward_head"], before.params["goal_head"], state.params["reward_head"]
+    for name in ("advantage_1", "value_1"):
+        means = [k for k in head[name] if "sigma" not in k]
+        assert means and all(same(head[name][k], goal[name][k]) for k in means)
+        sigmas = [k for k in head[name] if "sigma" in k]
+        assert sigmas and all(same(head[name][k], start[name][k]) and float(jnp.abs(head[name][k]).min()) > 0 for k in sigmas)
+        target = moved.extra["spr_target"]["params"]["reward_head"][name]
+        saved = before.extra["spr_target"]["params"]["goal_head"][name]
+        assert all(same(target[k], saved[k]) for k in means)
+    assert same(head["advantage_2"], start["advantage_2"]) and same(moved.opt_state, state.opt_state)
+    assert same(moved.extra["stats"], {k: before.extra["stats"][k] for k in moved.extra["stats"]})
+    kept = transfer(state, str(workdir), first_layers="reward").params["reward_head"]["value_1"]
+    means = [k for k in kept if "sigma" not in k]
+    assert all(same(kept[k], before.params["reward_head"]["value_1"][k]) for k in means)
+    none = transfer(state, str(workdir), first_layers="none").params["reward_head"]
+    assert same(none, start)
+
+
+def test_transfer_of_another_network_is_refused(pretrained):
+    state = fresh(load("finetune:tiny", net__hidden=8))[0]
+    with pytest.raises(UserError, match=r"shape .* there and .* here; config\.net and the game must be those of pretraining"):
+        transfer(state, str(pretrained[1]), first_layers="goal")
+    with pytest.raises(UserError, match="train there first"):
+        transfer(state, "/nonexistent", first_layers="goal")
+
+
+@pytest.mark.parametrize("spec", ["pretrain:tiny", "finetune:tiny"])
+def test_population_equals_single_runs(tmp_path, spec):
+    many = train(load(spec, population=2, mesh__data=2), tmp_path / "many", stop_after=3)
+    single = train(load(spec, seed=1), tmp_path / "single", stop_after=3)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(single), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(x, y[1], rtol=2e-4, atol=2e-4, err_msg=str(path))
+
+
+def test_frozen_encoder_does_not_move(tmp_path):
+    config = load("finetune:tiny_cached")
+    before, after = fresh(config)[0], train(config, tmp_path, stop_after=3)
+    assert same(before.params["encoder"], after.params["encoder"]) and same(before.extra["stats"], after.extra["stats"])
+    assert not same(before.params["reward_head"], after.params["reward_head"])
+    assert after.extra["replay"].observation.dtype == jnp.float16
+
+
+def test_what_cannot_be_cached():
+    with pytest.raises(UserError, match=r"needs agent\.freeze_encoder=True"):
+        population.make(load("finetune:tiny", agent__cache_features=True), make_mesh(1))
+
+
+def test_replay_of_a_run_is_the_game(tmp_path):
+    """The prefill and every later step are stored once, in order, with an episode's first frame marked."""
+    state = train(load("finetune:tiny"), tmp_path)
+    replay = state.extra["replay"]
+    assert int(replay.count) == 40 + 5 and bool(replay.start[0]) and not replay.start[1:40].any()
+    assert len({np.asarray(f).tobytes() for f in replay.observation[:45]}) > 20  # the game moves
+
+
+def test_unknown_method_is_a_users_mistake():
+    config = load("pretrain:tiny").copy_and_resolve_references()
+    with config.unlocked():
+        config.method = "sgi.nothing"
+    with pytest.raises(UserError, match="is not a module with make"):
+        population.make(config, make_mesh(1))
+
+
+def test_every_loss_can_stand_alone():
+    """All ablations build, with the heads that they need and no others."""
+    for variant, heads in {"S": (False, False), "G": (True, False), "I": (False, True), "SGI": (True, True)}.items():
+        config = load(f"pretrain:{variant}", data__game="Pong")
+        net = pretrain.build_net(config)
+        assert (net.goal, net.inverse) == heads
