@@ -266,7 +266,8 @@ def eval_outputs(net: SGINet, head: str, variables, x_BHWC, action_B, goal_BD) -
 def train_outputs(net: SGINet, head: str, variables, target, x_TBHWC, action_TB, goal_BD, mask_B) -> dict[str, jax.Array]:
     """Outputs for T = K + 1 observations under batch statistics, in reference layout; action_TB[t] precedes x_TBHWC[t].
 
-    All observations go through the target encoder as one batch and share their statistics.
+    All observations go through the target encoder as one batch and share their statistics. The goal return is in float32
+    whatever the precision of the rest, because the rounding of its distances shows (see `compare`).
     """
     lead = action_TB.shape
 
@@ -283,7 +284,7 @@ def train_outputs(net: SGINet, head: str, variables, target, x_TBHWC, action_TB,
     z, y_ema = net.apply(target, method=ema)
     q, goal_q, y, prediction = net.apply(variables, method=online)
     logits = net.apply(variables, y[:-1], y_ema[1:], method="inverse_logits")
-    z0, z1 = (z[t].reshape(lead[1], -1) for t in (0, 1))
+    z0, z1, goal_BD, mask_B = (x.reshape(lead[1], -1).astype(jnp.float32) for x in (z[0], z[1], goal_BD, mask_B))
     return {
         "train/q_log_probs": q,
         "train/goal_q_log_probs": goal_q,
@@ -291,33 +292,51 @@ def train_outputs(net: SGINet, head: str, variables, target, x_TBHWC, action_TB,
         "train/target_latents": latent_to_reference(z).reshape(*lead, -1).swapaxes(0, 1),
         "train/target_projections": y_ema.swapaxes(0, 1),
         "train/inverse_loss": losses.inverse_loss(logits, action_TB[1:]).mean(0),
-        "train/goal_return": losses.goal_reward(z0, z1, goal_BD, mask_B, discount=0.99, quirks=True)[None],
+        "train/goal_return": losses.goal_reward(z0, z1, goal_BD, mask_B[:, 0], discount=0.99, quirks=True)[None],
     }
 
 
-def recompute(weights: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def recompute(weights: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], dtype=jnp.float64) -> dict[str, np.ndarray]:
     """Every output a golden file may hold ('eval/...', 'train/...', 'grad/<weight>'), quirks on.
 
-    weights: a reference state dict. inputs: observation uint8 [K+1, B, 4, 1, 84, 84], action int [K+1, B], goal [B, D] and
-    nonterminal [1, B]. 'grad' is of the mean self-prediction loss over steps 1..K plus the mean inverse loss.
+    In float64 the difference from a stored output is the rounding of the reference alone. That matters for gradients: where
+    the input of a ReLU is within rounding of zero, two float32 programs may take different sides and differ by 1e-2.
+
+    Args:
+      weights: a reference state dict.
+      inputs: observation uint8 [K+1, B, 4, 1, 84, 84], action int [K+1, B], goal [B, D], nonterminal [1, B].
+      dtype: precision of the computation.
+
+    Returns:
+      arrays in reference layout. 'grad' is of the mean self-prediction loss over steps 1..K plus the mean inverse loss.
+
+    Raises:
+      UserError: weights or inputs that do not fit.
     """
     net, variables, target = from_reference(weights, quirks=True)
     if not (net.goal and net.inverse):
         raise UserError("the weights hold no goal head or no inverse model: not a full state dict of the reference model")
     _check_inputs(net, variables, inputs)
     head = "goal" if "goal_head" in target["params"] else "reward"
-    x_TBHWC = jnp.moveaxis(prepare(jnp.asarray(inputs["observation"]))[:, :, :, 0], 2, -1)
-    action_TB, mask_B = jnp.asarray(inputs["action"], jnp.int32), jnp.asarray(inputs["nonterminal"][0], jnp.float32)
-    goal_BD = latent_to_ours(jnp.asarray(inputs["goal"], jnp.float32))
+    net = net.clone(dtype=dtype)
+
+    def cast(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
     def trained(params, stats, target, *inputs):
         out = train_outputs(net, head, {"params": params, "batch_stats": stats}, target, *inputs)
         return out["train/spr_loss_by_step"][1:].mean() + out["train/inverse_loss"].mean(), out
 
     jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # runs once: compiling is what takes time
-    inputs = x_TBHWC, action_TB, goal_BD, mask_B
-    gradient, out = jit(jax.grad(trained, has_aux=True))(variables["params"], variables["batch_stats"], target, *inputs)
-    out |= jit(partial(eval_outputs, net, head))(variables, x_TBHWC[0], action_TB[1], goal_BD)
+    with jax.enable_x64(dtype == jnp.float64):
+        variables, target = cast((variables, target))
+        x_TBHWC = cast(np.moveaxis(prepare(inputs["observation"][:, :, :, 0]), 2, -1))
+        action_TB = jnp.asarray(inputs["action"], jnp.int32)
+        goal_BD, mask_B = latent_to_ours(cast(inputs["goal"])), cast(inputs["nonterminal"][0])
+        gradient, out = jit(jax.grad(trained, has_aux=True))(
+            variables["params"], variables["batch_stats"], target, x_TBHWC, action_TB, goal_BD, mask_B
+        )
+        out |= jit(partial(eval_outputs, net, head))(variables, x_TBHWC[0], action_TB[1], goal_BD)
     gradients = {f"grad/{name}": g for name, g in to_reference(net, {"params": gradient}).items()}
     return {name: np.asarray(value) for name, value in (out | gradients).items()}
 

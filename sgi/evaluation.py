@@ -59,6 +59,20 @@ def episodes(
     return run
 
 
+def random_play(game: str, episodes: int, seed: int) -> dict[str, float]:
+    """The `summary` of `episodes` games of uniformly random actions."""
+    env = AtariVec(game, episodes, seed=seed)
+    env.reset()
+    rng, scores, lengths = np.random.default_rng(seed), [None] * episodes, []
+    while None in scores:
+        _, _, _, truncated, info = env.step(rng.integers(env.single_action_space.n, size=episodes))
+        for lane in np.flatnonzero(info["game_over"] | truncated):
+            if scores[lane] is None:
+                scores[lane] = float(info["episode_return"][lane])
+                lengths.append(int(info["episode_length"][lane]))
+    return summary(game, np.array(scores), lengths)
+
+
 def summary(game: str, scores: np.ndarray, lengths: list[int]) -> dict[str, float]:
     """Mean, spread and human-normalised mean of the scores [episodes]."""
     result = {

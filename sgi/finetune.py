@@ -24,7 +24,7 @@ from training import optim
 from training.errors import UserError
 from training.method import Eval, Method, Stream, TrainState
 from training.rng import key_for
-from training.sharding import BATCH, check_batch
+from training.sharding import BATCH, batch_ways, check_batch
 from training.step import mix
 
 
@@ -113,8 +113,8 @@ def update(
     draw = rainbow.Draw(slots, losses.importance_weights(drawn, beta))
     loss_fn = rainbow.cached_loss if agent.cache_features else rainbow.update_loss
 
-    def constrain(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, BATCH))
+    def constrain(x: jax.Array) -> jax.Array:  # sampled rows are spread over the mesh (and in a population stay where they are)
+        return x if batch_ways(mesh) == 1 else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, BATCH))
 
     draw = jax.tree.map(constrain, draw)
     (loss, (metrics, stats, priorities)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

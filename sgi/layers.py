@@ -26,13 +26,18 @@ def kernel_init(std: float | None, fan_in: int):
     return uniform_init(fan_in) if std is None else nn.initializers.normal(std)
 
 
+def at_least_fp32(x):
+    """bfloat16 and integers to float32; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def minmax(x, eps: float = 1e-5):
-    """Scales each sample to [0, 1] over all its entries: (x - min) / (max - min + eps). x [B, ...] -> float32, same shape.
+    """Scales each sample to [0, 1] over all its entries: (x - min) / (max - min + eps). x [B, ...] -> fp32, same shape.
 
     The extremes are taken by position. The gradient of `x.max()` compares x with its maximum, and under jit a fused x may
     be rounded differently the second time: no entry matches and 0/0 gives NaN.
     """
-    flat = x.astype(jnp.float32).reshape(x.shape[0], -1)
+    flat = at_least_fp32(x).reshape(x.shape[0], -1)
     low = jnp.take_along_axis(flat, flat.argmin(1, keepdims=True), 1)
     high = jnp.take_along_axis(flat, flat.argmax(1, keepdims=True), 1)
     return ((flat - low) / (high - low + eps)).reshape(x.shape)
@@ -190,7 +195,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        x32 = x.astype(jnp.float32)
+        x32 = at_least_fp32(x)
         if train:
             axes = tuple(range(x.ndim - 1))
             mean = x32.mean(axes)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from sgi.layers import minmax
+from sgi.layers import at_least_fp32, minmax
 
 NORM_FLOOR = 1e-3
 PROBABILITY_FLOOR = 1e-6
@@ -17,7 +17,7 @@ PROBABILITY_FLOOR = 1e-6
 
 def normalise(x, floor: float = NORM_FLOOR):
     """x / max(|x|, floor) over the last axis, x [..., D]; unlike `x / jnp.linalg.norm(x)`, with a finite gradient at 0."""
-    x = x.astype(jnp.float32)
+    x = at_least_fp32(x)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), floor**2))
 
 
@@ -39,7 +39,7 @@ def inverse_loss(logits, action):
 
     Also the behaviour-cloning loss, on expected values or on the logits of the linear head.
     """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    log_probs = jax.nn.log_softmax(at_least_fp32(logits))
     return -jnp.take_along_axis(log_probs, action[..., None], -1)[..., 0]
 
 
@@ -79,7 +79,7 @@ def perturb_goals(key, goals, noise_max: float = 0.5, permute_prob: float = 0.2,
     """
     noise_key, weight_key, choose_key, member_key = jax.random.split(key, 4)
     batch = goals.shape[0]
-    goals = goals.astype(jnp.float32) if quirks else normalise(goals)
+    goals = at_least_fp32(goals) if quirks else normalise(goals)
     noise = normalise(jax.random.normal(noise_key, goals.shape))
     weight = jax.random.uniform(weight_key, (batch, 1), maxval=noise_max)
     goals = normalise((1 - weight) * goals + weight * noise)

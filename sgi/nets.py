@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sgi.layers import BatchNorm, Conv, Dense, DepthwiseConv, NoisyDense, PatchConv, minmax, scale_gradient
+from sgi.layers import BatchNorm, Conv, Dense, DepthwiseConv, NoisyDense, PatchConv, at_least_fp32, minmax, scale_gradient
 from training.errors import UserError
 
 INVERSE_HIDDEN = 256
@@ -170,8 +170,8 @@ class DuelingHead(nn.Module):
             advantage = advantage * film[:, 0, 1] + film[:, 0, 0]
             # The reference modulates the advantage stream a second time here and drops the value stream's hidden layer.
             value = (advantage if self.quirks else value) * film[:, 1, 1] + film[:, 1, 0]
-        advantage = self.advantage_2(advantage, keys[2]).reshape(-1, self.num_actions, self.atoms).astype(jnp.float32)
-        value = self.value_2(value, keys[3]).astype(jnp.float32)[:, None]
+        advantage = at_least_fp32(self.advantage_2(advantage, keys[2])).reshape(-1, self.num_actions, self.atoms)
+        value = at_least_fp32(self.value_2(value, keys[3]))[:, None]
         advantage = advantage + self.param("bias", nn.initializers.zeros, (self.atoms,))
         return jax.nn.log_softmax(value + advantage - advantage.mean(1, keepdims=True))
 
@@ -252,19 +252,19 @@ class SGINet(nn.Module):
 
     def project(self, z, head: str = "goal"):
         """z [B, 7, 7, C] -> y [B, P] by the first layers of the 'goal' or the 'reward' head (mean weights, no ReLU)."""
-        return getattr(self, f"{head}_head").project(z).astype(jnp.float32)
+        return at_least_fp32(getattr(self, f"{head}_head").project(z))
 
     def predict(self, y):
         """The predictor of the self-prediction loss: y [..., P] -> [..., P] float32."""
-        return self.predictor(y).astype(jnp.float32)
+        return at_least_fp32(self.predictor(y))
 
     def inverse_logits(self, y, y_next):
         """Which action led from y to y_next, both [..., P] -> logits [..., A] float32."""
-        return self.inverse_model(jnp.concatenate([y, y_next], -1)).astype(jnp.float32)
+        return at_least_fp32(self.inverse_model(jnp.concatenate([y, y_next], -1)))
 
     def bc_logits(self, y):
         """Linear behaviour-cloning head, y [..., P] -> logits [..., A] float32."""
-        return self.bc_linear(nn.relu(y)).astype(jnp.float32)
+        return at_least_fp32(self.bc_linear(nn.relu(y)))
 
     def q_log_probs(self, z, key=None):
         """Return distributions of the reward head: z [B, 7, 7, C] -> log-probabilities [B, A, N] float32.

@@ -167,14 +167,14 @@ def test_two_processes_equal_one(straight, tmp_path, name):
 def test_kill_9_loses_only_the_work_since_the_last_checkpoint(tmp_path):
     """Twenty random moments of a run that saves at every step; in the end it equals a run that was never killed."""
     rng, kills, reached = random.Random(0), 0, 0
-    script = "import sys; from training.testing import *; train(toy_config(steps=400, checkpoint__every=1), sys.argv[1])"
+    script = "import sys; from training.testing import *; train(toy_config(steps=120, checkpoint__every=1), sys.argv[1])"
     checkpoints = tmp_path / "run" / "checkpoints"
     while kills < 20:
         process = start(["-c", script, str(tmp_path / "run")])
         before = latest(checkpoints)
         while process.poll() is None and latest(checkpoints) == before:
             time.sleep(0.01)  # it works
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.3))
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
@@ -189,7 +189,7 @@ def test_kill_9_loses_only_the_work_since_the_last_checkpoint(tmp_path):
     process = start(["-c", script, str(tmp_path / "straight")])
     assert process.wait(timeout=120) == 0
     a, b = (read_arrays(str(tmp_path / name)) for name in ("run", "straight"))
-    assert int(a["step"]) == 400
+    assert int(a["step"]) == 120
     assert_equal(a, b)
 
 

@@ -98,7 +98,9 @@ class PopulationStream:
 
     def next(self, state: TrainState) -> Any:
         view = self.reads(state)
-        batches = [s.next(None if view is None else self._local(view, i)) for i, s in enumerate(self._streams)]
+        views = [None if view is None else self._local(view, i) for i in range(len(self._streams))]
+        with jax.set_mesh(self._inner):
+            batches = [s.next(v) for s, v in zip(self._streams, views, strict=True)]
         return jax.tree.map(self._stack, *batches)
 
     def _local(self, view: TrainState, i: int) -> TrainState:

@@ -1,0 +1,83 @@
+"""The main job on real input, small: python -m launch.quickstart --out runs/quickstart   (make quickstart)
+
+Random play of one Atari game is recorded, an encoder is pretrained on it without rewards (SGI), an agent is fine-tuned from it
+and once more from scratch, and both are compared with random play in one report. Every command is printed as you would type it.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launch.cli import guarded
+from launch.report import write_report
+
+GAME = "Boxing"
+FRAMES = 10_000
+PRETRAIN_STEPS = 300
+AGENT_STEPS = 1_500  # after the prefill; the paper's budget is 100,000
+EPISODES = 10
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.quickstart", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="runs/quickstart")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    out, start = Path(args.out), time.perf_counter()
+    recording, sgi = out / "recording", out / "pretrain"
+    python_m("sgi.collect", "--game", GAME, "--steps", FRAMES, "--out", recording, "--seed", args.seed)
+    train("configs/sgi/pretrain.py:small", sgi, seed=args.seed, steps=PRETRAIN_STEPS, **{"data.dir": recording, "data.game": GAME})
+    for name, variant, source in (("sgi", "small_sgi", sgi), ("scratch", "small_none", "")):
+        values = {"env.game": GAME, "init_from": source, "agent.prefill": 500, "eval.every": 0, "eval.episodes": EPISODES}
+        train(f"configs/sgi/finetune.py:{variant}", out / name, seed=args.seed, steps=AGENT_STEPS + 1, **values)
+    compare(out, args.seed)
+    report = write_report([out], title=f"Quickstart: SGI on {GAME}")
+    print(f"\nreport: {report}   ({time.perf_counter() - start:.0f} s)")
+
+
+def train(config: str, workdir: Path, **values: object) -> None:
+    overrides = [f"--config.{key}={value}" for key, value in values.items()]
+    python_m("launch.train", "--config", config, "--workdir", workdir, *overrides)
+
+
+def python_m(module: str, *args: object) -> None:
+    words = [module, *map(str, args)]
+    print(f"\n$ python -m {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", *words], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def compare(out: Path, seed: int) -> None:
+    """The table of the report: both agents beside random play."""
+    from sgi.evaluation import random_play
+    from sgi.scores import SCORES
+    from training.metrics import read_rows
+
+    rows = []
+    for name, label in (("sgi", "fine-tuned from SGI pretraining"), ("scratch", "the same agent from scratch")):
+        last = next(row for row in reversed(read_rows(out / name / "metrics.jsonl")) if "eval/score" in row)
+        rows.append([label, last["eval/score"], last["eval/score_sd"], last["eval/human_normalised"]])
+    play = random_play(GAME, EPISODES, seed)
+    rows.append(["uniformly random actions", play["score"], play["score_sd"], play["human_normalised"]])
+    random_score, human_score = SCORES[GAME]
+    rows.append(["human (published)", human_score, None, 1.0])
+    table = {
+        "title": f"{GAME}: scores after {AGENT_STEPS + 500:,} agent steps",
+        "caption": f"Mean and standard deviation over {EPISODES} games, one training seed: a demonstration, not a comparison. "
+        f"The paper trains for 100,000 steps. Human-normalised: 0 is the published random score ({random_score}), 1 the human one.",
+        "columns": ["agent", "score", "sd", "human-normalised"],
+        "rows": [[r[0], *(None if x is None else round(x, 2) for x in r[1:])] for r in rows],
+    }
+    (out / "scores.table.json").write_text(json.dumps(table, indent=1))
+    print()
+    for row in table["rows"]:
+        print(f"{row[0]:34s} {row[1]:8.2f}")
+
+
+if __name__ == "__main__":
+    guarded(main)
