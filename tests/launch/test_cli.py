@@ -1,0 +1,77 @@
+"""The entry points as users call them: one line and exit code 2 for a mistake, results for the rest."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import evaluate, train
+from training.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+PRETRAIN, FINETUNE = (f"{ROOT}/configs/sgi/{name}.py" for name in ("pretrain", "finetune"))
+
+
+def command(tmp_path, config, *overrides):
+    return ["--config", config, "--workdir", str(tmp_path), "--config.mesh.data=1", *overrides]
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "message"),
+    [
+        (f"{PRETRAIN}:tiny", "--config.optim.lrate=1", r"unknown config key 'optim\.lrate'; did you mean 'optim\.lr'"),
+        (f"{PRETRAIN}:tiny", "--config.steps=soon", "takes int"),
+        (f"{PRETRAIN}:huge", "--config.steps=1", "no variant 'huge'"),
+        (f"{ROOT}/nothing.py", "--config.steps=1", "no config file"),
+        (f"{PRETRAIN}:tiny", "--config.data.dir=/nonexistent", "nonexistent"),
+        (f"{PRETRAIN}:tiny", "--config.data.game=Pongg", "did you mean pong"),
+        (f"{PRETRAIN}:tiny", "--config.data.shards=7", "write 'all' or run/checkpoint pairs"),
+        (f"{PRETRAIN}:tiny", "--config.net.encoder=XL", "encoder is 'XL'"),
+        (f"{PRETRAIN}:tiny", "--config.mesh.data=3", "not divisible"),
+        (f"{PRETRAIN}:tiny", "--config.mesh.data=64", "needs 64 devices"),
+        (f"{FINETUNE}:tiny", "--config.batch=3 --config.mesh.data=2", "not divisible"),
+        (f"{FINETUNE}:tiny_init", "--config.init_from=/nonexistent", "train there first"),
+        (f"{FINETUNE}:tiny", "--config.population=3 --config.mesh.data=2", "population of 3 seeds is not divisible"),
+    ],
+)
+def test_mistakes_are_named_before_any_training(tmp_path, config, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        train.main(command(tmp_path, config, *override.split()))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_exit_code_and_debug(tmp_path):
+    arguments = ["-m", "launch.train", *command(tmp_path, f"{PRETRAIN}:tiny", "--config.stepz=1")]
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown config key 'stepz'; did you mean 'steps'?\n"
+    debug = subprocess.run([sys.executable, *arguments, "--debug"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert debug.returncode == 1 and "Traceback" in debug.stderr
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    train.main(command(tmp_path / "run", f"{FINETUNE}:tiny", "--config.steps=2"))
+    capsys.readouterr()
+    before = sorted(os.listdir(tmp_path / "run"))
+    evaluate.main([str(tmp_path / "run"), "--config.eval.episodes=3", "--out", str(tmp_path / "out")])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["step"] == 2 and result["eval/episodes"] == 3 and "eval/human_normalised" in result
+    assert sorted(os.listdir(tmp_path / "run")) == before
+    assert list((tmp_path / "out" / "media").glob("*.gif"))
+    with pytest.raises(UserError, match="no run in"):
+        evaluate.main([str(tmp_path / "nothing")])
+
+
+def test_another_config_or_checkpoint_in_the_workdir(tmp_path):
+    train.main(command(tmp_path, f"{PRETRAIN}:tiny_bc", "--config.steps=1"))
+    with pytest.raises(UserError, match="holds another run"):
+        train.main(command(tmp_path, f"{PRETRAIN}:tiny_bc", "--config.steps=1", "--config.batch=16"))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["net"]["hidden"] = 8  # a config.json edited by hand no longer fits the arrays
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="does not fit this config"):
+        train.main(command(tmp_path, f"{PRETRAIN}:tiny_bc", "--config.steps=2", "--config.net.hidden=8"))
