@@ -18,7 +18,8 @@ from launch.report import write_report
 GAME = "Boxing"
 FRAMES = 10_000
 PRETRAIN_STEPS = 300
-AGENT_STEPS = 1_500  # after the prefill; the paper's budget is 100,000
+PREFILL = 500  # random steps before learning
+AGENT_STEPS = 1_500  # after them; the paper's budget is 100,000
 EPISODES = 10
 
 
@@ -30,16 +31,19 @@ def main(argv: list[str]) -> None:
     out, start = Path(args.out), time.perf_counter()
     recording, sgi = out / "recording", out / "pretrain"
     python_m("sgi.collect", "--game", GAME, "--steps", FRAMES, "--out", recording, "--seed", args.seed)
-    train("configs/sgi/pretrain.py:small", sgi, seed=args.seed, steps=PRETRAIN_STEPS, **{"data.dir": recording, "data.game": GAME})
+    train(
+        "configs/sgi/pretrain.py:small", sgi, seed=args.seed, steps=PRETRAIN_STEPS, **{"data.dir": recording, "data.game": GAME}
+    )
     for name, variant, source in (("sgi", "small_sgi", sgi), ("scratch", "small_none", "")):
-        values = {"env.game": GAME, "init_from": source, "agent.prefill": 500, "eval.every": 0, "eval.episodes": EPISODES}
-        train(f"configs/sgi/finetune.py:{variant}", out / name, seed=args.seed, steps=AGENT_STEPS + 1, **values)
+        values = {"seed": args.seed, "steps": AGENT_STEPS + 1, "env.game": GAME, "init_from": source}
+        values |= {"agent.prefill": PREFILL, "eval.every": 0, "eval.episodes": EPISODES}
+        train(f"configs/sgi/finetune.py:{variant}", out / name, values)
     compare(out, args.seed)
     report = write_report([out], title=f"Quickstart: SGI on {GAME}")
     print(f"\nreport: {report}   ({time.perf_counter() - start:.0f} s)")
 
 
-def train(config: str, workdir: Path, **values: object) -> None:
+def train(config: str, workdir: Path, values: dict[str, object]) -> None:
     overrides = [f"--config.{key}={value}" for key, value in values.items()]
     python_m("launch.train", "--config", config, "--workdir", workdir, *overrides)
 
@@ -67,11 +71,11 @@ def compare(out: Path, seed: int) -> None:
     random_score, human_score = SCORES[GAME]
     rows.append(["human (published)", human_score, None, 1.0])
     table = {
-        "title": f"{GAME}: scores after {AGENT_STEPS + 500:,} agent steps",
+        "title": f"{GAME}: scores after {PREFILL + AGENT_STEPS:,} agent steps",
         "caption": f"Mean and standard deviation over {EPISODES} games, one training seed: a demonstration, not a comparison. "
-        f"The paper trains for 100,000 steps. Human-normalised: 0 is the published random score ({random_score}), 1 the human one.",
+        f"The paper trains for 100,000 steps. Human-normalised: 0 is the published random score ({random_score}), 1 the human.",
         "columns": ["agent", "score", "sd", "human-normalised"],
-        "rows": [[r[0], *(None if x is None else round(x, 2) for x in r[1:])] for r in rows],
+        "rows": [[label, *(None if x is None else round(x, 2) for x in numbers)] for label, *numbers in rows],
     }
     (out / "scores.table.json").write_text(json.dumps(table, indent=1))
     print()

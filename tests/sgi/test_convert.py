@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgi import convert
+from sgi import convert, golden
 from sgi.nets import SGINet
 from training.errors import UserError
 
@@ -130,7 +130,7 @@ def file():
         "nonterminal": np.array([[1.0, 0, 1]], np.float32),
     }
     weights = convert.to_reference(net, *with_target(net))
-    outputs = convert.recompute(weights, inputs)
+    outputs = golden.recompute(weights, inputs)
     kept = {k: v for k, v in outputs.items() if not k.startswith("grad/") or k in GRADIENTS}
     return {f"weights/{k}": v for k, v in weights.items()} | {f"in/{k}": v for k, v in inputs.items()} | kept, outputs
 
@@ -140,17 +140,17 @@ def test_single_precision(file):
     parts = {p: {k.removeprefix(p): v for k, v in file[0].items() if k.startswith(p)} for p in ("weights/", "in/")}
     net, variables, _ = convert.from_reference(parts["weights/"], quirks=True)
     x = np.moveaxis(parts["in/"]["observation"][0, :, :, 0], 1, -1) / np.float32(255)
-    goal = convert.latent_to_ours(jnp.asarray(parts["in/"]["goal"]))
-    found = jax.jit(lambda v, x, goal: convert.eval_outputs(net, "goal", v, x, parts["in/"]["action"][1], goal))(
+    goal = golden.latent_to_ours(jnp.asarray(parts["in/"]["goal"]))
+    found = jax.jit(lambda v, x, goal: golden.eval_outputs(net, "goal", v, x, parts["in/"]["action"][1], goal))(
         variables, x, goal
     )
-    assert max(convert.compare(k, np.asarray(v), file[1][k]).relative for k, v in found.items()) < 1e-5
+    assert max(golden.compare(k, np.asarray(v), file[1][k]).relative for k, v in found.items()) < 1e-5
 
 
 def check(tmp_path, monkeypatch, entries, outputs=None):
     """Exit code of the command; `outputs` spares computing them again."""
     if outputs is not None:
-        monkeypatch.setattr(convert, "recompute", lambda weights, inputs: outputs)
+        monkeypatch.setattr(golden, "recompute", lambda weights, inputs: outputs)
     np.savez(tmp_path / "file.npz", **entries)
     return convert.main(["check", str(tmp_path / "file.npz")])
 
@@ -227,6 +227,6 @@ def test_golden():
     path = Path(os.environ["QUINTET_DATA"]).parent / "golden" / "sgi" / "sgi_m.npz"
     if not path.is_file():
         pytest.skip(f"the golden file {path} is absent")
-    errors = convert.check(path)
+    errors = golden.check(path)
     assert {name for name, error in errors.items() if error.relative > 1e-4} == set()
     assert len(errors) == 17
