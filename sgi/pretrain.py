@@ -157,7 +157,9 @@ def self_prediction(
         logits = net.apply({"params": params}, y_KB[:K], target_y_KB[1:], method="inverse_logits")
         error = losses.inverse_loss(logits, batch["action"].T)
         inverse = error.mean() if config.reference_quirks else (error * mask_KB[1:]).mean()
-        metrics |= {"inverse": inverse, "inverse_accuracy": (logits.argmax(-1) == batch["action"].T).mean()}
+        right = (logits.argmax(-1) == batch["action"].T).mean(1)
+        # Later steps are rolled out from a_0 .. a_{k-1}: where actions are held they can be guessed without seeing anything.
+        metrics |= {"inverse": inverse, "inverse_accuracy": right.mean(), "inverse_accuracy_0": right[0]}
         total += weights.inverse * inverse
     return total
 

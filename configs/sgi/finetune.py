@@ -68,8 +68,7 @@ def get_config(variant: str = "none") -> ConfigDict:
     if variant.startswith("small"):
         small(c)
     if variant == "small_cached":
-        c.optim.lr = 1e-3
-        c.agent.update({"prefill": 1000, "capacity": 20_480, "epsilon": (1.0, 0.05), "epsilon_steps": 2000})
+        c.agent.update({"prefill": 1000, "updates": 2, "capacity": 20_480, "epsilon": (1.0, 0.05), "epsilon_steps": 2000})
         c.steps = 19_001
         c.eval.update({"every": 0, "episodes": 20, "lanes": 20})
     if mode == "sgi":

@@ -18,12 +18,11 @@ pretrain() { # arms
   done
 }
 
-pretrain small small_SI small_untrained
+pretrain small small_SI small_untrained small_S small_I
+$python -m sgi.probe "$out"/pretrain/* --train "$out/train" --test "$out/test" --game boxing --out "$out/probes.json"
 for seed in $seeds; do
   for arm in small small_SI small_untrained; do
     $python -m launch.train --config configs/sgi/finetune.py:small_cached --config.seed="$seed" \
       --config.init_from="$out/pretrain/$arm-$seed" --workdir "$out/frozen/$arm-$seed"
   done
 done
-pretrain small_S small_I
-$python -m sgi.probe "$out"/pretrain/* --train "$out/train" --test "$out/test" --game boxing --out "$out/probes.json"
