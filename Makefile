@@ -35,7 +35,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m launch.quickstart --out $(RUNS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
-from launch.report_stats import t_critical
 from training.metrics import read_rows
 
 ARMS = {"small": "SGI", "small_SI": "S+I", "small_S": "S", "small_I": "I", "small_untrained": "untrained"}
@@ -20,7 +20,7 @@ MEASURES = ("r2_projection", "r2_spatial", "inverse_probe", "inverse_accuracy", 
 
 def interval(values: list[float]) -> dict:
     values = np.array(values)
-    half = t_critical(len(values)) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": float(values.mean()), "half": None if half is None else float(half), "values": values.tolist()}
 
 
@@ -53,7 +53,7 @@ def main(out: Path) -> None:
     results = {**{m: by_arm(probes, m) for m in MEASURES}, "frozen_rl_score": by_arm(runs, "eval/score")}
     arms = [a for a in ARMS.values() if a in results["r2_projection"]]
     summary = {}
-    print("| measure | " + " | ".join(arms) + " |\n|---" * 1 + "|---" * len(arms) + "|")
+    print("| measure | " + " | ".join(arms) + " |\n" + "|---" * (len(arms) + 1) + "|")
     for measure, found in results.items():
         cells = {arm: interval([found[arm][s] for s in sorted(found[arm])]) for arm in arms if found[arm]}
         summary[measure] = {"arms": cells, "differences": differences(found)}
