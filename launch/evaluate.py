@@ -37,10 +37,10 @@ def main(argv: list[str]) -> None:
     method, stream = population.make(config, mesh)
     shapes, shardings = loop.abstract_state(config, method, stream, mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    restored = Checkpoints(args.workdir).restore(target, args.step)
+    restored = Checkpoints(args.workdir).restore(target, args.step, set_aside=False)
     if restored is None:
         raise UserError(f"no checkpoint in {args.workdir}; train there first")
-    writer = Writer(args.out or str(Path(args.workdir) / "evaluate"), every=1, last=config.steps, resume_step=restored.step - 1)
+    writer = Writer(args.out or str(Path(args.workdir) / "evaluate"), every=1, last=config.steps, resume_step=None)
     results = {}
     with jax.set_mesh(mesh):
         for name, evaluation in method.evals.items():

@@ -31,9 +31,8 @@ def main(argv: list[str]) -> None:
     out, start = Path(args.out), time.perf_counter()
     recording, sgi = out / "recording", out / "pretrain"
     python_m("sgi.collect", "--game", GAME, "--steps", FRAMES, "--out", recording, "--seed", args.seed)
-    train(
-        "configs/sgi/pretrain.py:small", sgi, seed=args.seed, steps=PRETRAIN_STEPS, **{"data.dir": recording, "data.game": GAME}
-    )
+    values = {"seed": args.seed, "steps": PRETRAIN_STEPS, "data.dir": recording, "data.game": GAME}
+    train("configs/sgi/pretrain.py:small", sgi, values)
     for name, variant, source in (("sgi", "small_sgi", sgi), ("scratch", "small_none", "")):
         values = {"seed": args.seed, "steps": AGENT_STEPS + 1, "env.game": GAME, "init_from": source}
         values |= {"agent.prefill": PREFILL, "eval.every": 0, "eval.episodes": EPISODES}

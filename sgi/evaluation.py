@@ -1,4 +1,4 @@
-"""Scores of a policy: full games, unclipped rewards, a seed of its own for every game (section 2.3 of docs/sgi.md)."""
+"""Scores of a policy: full games, unclipped rewards, a seed of its own for every game (docs/sgi.md, Protocol)."""
 
 import zlib
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from sgi.atari import AtariVec, display_name
@@ -28,9 +29,12 @@ def episodes(
       act: (state, stack uint8 [lanes, 84, 84, 4], key) -> action int [lanes]; jitted here.
     """
     options = config.eval
-    policy = jax.jit(
-        lambda state, stack, t: act(state, stack, jax.random.fold_in(key_for(state.seed, state.step, "evaluation"), t))
-    )
+
+    @jax.jit
+    def policy(state: TrainState, stack: jax.Array, t: int) -> jax.Array:
+        action = act(state, stack, jax.random.fold_in(key_for(state.seed, state.step, "evaluation"), t))
+        return jax.lax.with_sharding_constraint(action, P())  # every process reads all of it
+
     lanes = min(options.lanes, options.episodes)
     games = -(-options.episodes // lanes)
     seed = zlib.crc32(f"evaluation of seed {config.seed}".encode())

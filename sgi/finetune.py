@@ -19,7 +19,7 @@ from sgi.atari import STACK, AtariVec, num_actions
 from sgi.evaluation import episodes
 from sgi.nets import SGINet
 from sgi.targets import spr_part
-from sgi.transfer import transfer
+from sgi.transfer import FIRST_LAYERS, transfer
 from training import optim
 from training.errors import UserError
 from training.method import Eval, Method, Stream, TrainState
@@ -30,7 +30,7 @@ from training.step import mix
 
 def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     """The agent that `config` describes, and the game it plays."""
-    check_batch(config.batch, mesh)
+    check(config, mesh)
     net = build_net(config)
     env = AtariVec(
         config.env.game, 1, seed=config.seed, noop_max=config.env.noop_max, sticky=config.env.sticky,
@@ -47,6 +47,24 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     return make_method(config, mesh, net), stream
 
 
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise UserError for values that cannot work together."""
+    agent = config.agent
+    check_batch(config.batch, mesh)
+    if agent.pretrained and not config.init_from:
+        raise UserError(
+            "this variant starts from pretrained weights: give --config.init_from=WORKDIR, or take the variant 'none'"
+        )
+    if agent.first_layers not in FIRST_LAYERS:
+        raise UserError(f"agent.first_layers is {agent.first_layers!r}: choose one of {', '.join(FIRST_LAYERS)}")
+    if not max(1, agent.n_step, agent.jumps) < agent.prefill <= agent.capacity:
+        raise UserError(f"agent.prefill is {agent.prefill}: take more than n_step and jumps, and at most the capacity")
+    if agent.cache_features and (agent.spr or not agent.freeze_encoder):
+        raise UserError(
+            "agent.cache_features needs agent.freeze_encoder=True and agent.spr=0: cached latents cannot be learned from"
+        )
+
+
 def build_net(config: ConfigDict) -> SGINet:
     actions = num_actions(config.env.game, full=config.env.full_action_space)
     net = {**config.net, "dtype": jnp.dtype(config.net.dtype)}
@@ -57,10 +75,6 @@ def stored(config: ConfigDict, net: SGINet) -> jax.ShapeDtypeStruct:
     """What the replay keeps of an observation: a frame, or the latent of a frozen encoder."""
     if not config.agent.cache_features:
         return jax.ShapeDtypeStruct((84, 84), jnp.uint8)
-    if config.agent.spr or not config.agent.freeze_encoder:
-        raise UserError(
-            "agent.cache_features needs agent.freeze_encoder=True and agent.spr=0: cached latents cannot be learned from"
-        )
     image = jnp.zeros((1, 84, 84, STACK))
     z, _ = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), image, train=False, method="encode"))
     return jax.ShapeDtypeStruct(z.shape[1:], jnp.float16)

@@ -24,12 +24,14 @@ from training import optim
 from training.data import DatasetStream
 from training.method import Method, Stream, TrainState
 from training.rng import key_for
+from training.sharding import check_batch
 from training.step import make_step, mix
 
 
 def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     """The method that `config` describes, over its recorded play."""
     weights = config.loss
+    check_batch(config.batch, mesh, config.accumulate)
     net = build_net(config)
     tx = optim.build(**config.optim)
     window = weights.goal_window if weights.goal else None

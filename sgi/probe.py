@@ -1,4 +1,4 @@
-"""What a frozen encoder knows: linear probes of the console's RAM, inverse accuracy, collapse (section 6.3 of docs/sgi.md).
+"""What a frozen encoder knows: linear probes of the console's RAM, inverse accuracy, collapse (docs/sgi.md).
 
     python -m sgi.probe runs/boxing-sgi runs/boxing-untrained --train DIR --test DIR --game boxing --out probes.json
 

@@ -1,4 +1,4 @@
-"""Data-efficient Rainbow with self-prediction (sections 2.1 and 2.2 of docs/sgi.md): policies, network updates, evaluation.
+"""Data-efficient Rainbow with self-prediction (docs/sgi.md, Fine-tuning): policies, network updates, evaluation.
 
 Distributional (C51), dueling, double, n-step, prioritised, noisy nets; the SPR loss stays on.
 """
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sgi import losses, replay
 from sgi.augment import augment, prepare
 from sgi.nets import SGINet
-from sgi.targets import SUPPORT, frozen_statistics, project
+from sgi.targets import SUPPORT, project
 from training.method import TrainState
 from training.rng import key_for
 
@@ -95,9 +95,8 @@ def update_loss(
             {"params": params, "batch_stats": stats}, z0, actions_BK.T, train=True, method="rollout", mutable=["batch_stats"]
         )
         stats = {**stats, **new["batch_stats"]}
-        spr = _self_prediction(
-            net, params, extra["spr_target"], look("target", images_BK), latents_KB, replay.unbroken(buffer, slots, K)
-        )
+        images, alive = look("target", images_BK), replay.unbroken(buffer, slots, K)
+        spr = _self_prediction(net, params, extra["spr_target"], images, latents_KB, alive, agent.freeze_encoder)
         loss = loss + agent.spr * spr
         metrics["spr"] = spr.mean()
     priorities = losses.kl_priority(target, taken) ** agent.priority_alpha
@@ -148,12 +147,12 @@ def _encode(net: SGINet, variables: dict, images: jax.Array, frozen: bool) -> tu
 
 
 def _self_prediction(
-    net: SGINet, params: dict, target: dict, images_BK: jax.Array, latents_KB: jax.Array, alive_BK: jax.Array
+    net: SGINet, params: dict, target: dict, images_BK: jax.Array, latents_KB: jax.Array, alive_BK: jax.Array, frozen: bool
 ) -> jax.Array:
     """(1/K) sum_{k=1..K} (2 - 2 cos) per sample [B], steps after the episode's end left out."""
     B, steps = images_BK.shape[:2]
     flat = images_BK.swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])
-    z = frozen_statistics(net, target, flat, method="encode")
+    z, _ = _encode(net, target, flat, frozen)
     prediction = net.apply({"params": params}, project(net, {"params": params}, latents_KB, "reward"), method="predict")
     loss_KB = losses.spr_loss(prediction, project(net, target, z.reshape(steps, B, *z.shape[1:]), "reward"))
     return (loss_KB[1:] * alive_BK.T[1:]).mean(0)

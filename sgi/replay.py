@@ -83,11 +83,12 @@ def sample(replay: Replay, key: jax.Array, batch: int, *, ahead: int, behind: in
     p = jnp.where(drawable(replay, ahead=ahead, behind=behind), replay.priority, 0).reshape(-1, BLOCK)
     totals = jnp.cumsum(p.sum(1))
     u = jax.random.uniform(key, (batch,)) * totals[-1]
-    row = jnp.minimum(jnp.searchsorted(totals, u, side="right"), p.shape[0] - 1)
+    last = p.shape[0] - 1 - jnp.argmax(p.sum(1)[::-1] > 0)  # rounding can point past the last priority: into empty blocks,
+    row = jnp.minimum(jnp.searchsorted(totals, u, side="right"), last)
     inside = u - jnp.where(row > 0, totals[row - 1], 0)
     cumulative = jnp.cumsum(p[row], 1)
     column = (cumulative <= inside[:, None]).sum(1)
-    # Rounding can point past the last item with a priority; take that one.
+    # or past the last item of the block.
     column = jnp.minimum(column, BLOCK - 1 - jnp.argmax(p[row][:, ::-1] > 0, 1))
     return row * BLOCK + column, p[row, column]
 

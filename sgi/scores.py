@@ -1,4 +1,4 @@
-"""Human-normalised scores on Atari 100k, and how they are put together over games (section 2.3 of docs/sgi.md)."""
+"""Human-normalised scores on Atari 100k, and how they are put together over games (docs/sgi.md, Protocol)."""
 
 from collections.abc import Mapping, Sequence
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from sgi import dqn_replay
-from sgi.atari import display_name
+from sgi.atari import display_name, num_actions
 from sgi.collect import collect
 from training.errors import UserError
 
@@ -23,7 +23,13 @@ def open_data(data: ConfigDict) -> dqn_replay.Store:
     shards  'all', or run/checkpoint pairs: '1/1,1/25,1/50'
     cache   folder of the decoded frames; '' means ~/.cache/quintet/frames
     """
-    return dqn_replay.open_store(data.dir or str(_default(data)), data.game, _shards(data.shards), cache=data.cache or None)
+    root, actions = data.dir or str(_default(data)), num_actions(data.game, full=data.full_action_space)
+    store = dqn_replay.open_store(root, data.game, _shards(data.shards), cache=data.cache or None)
+    if store.actions.max(initial=0) >= actions:
+        raise UserError(
+            f"{root} has action {store.actions.max()}, but {data.game} has {actions}: set config.data.full_action_space"
+        )
+    return store
 
 
 def _shards(text: str) -> str | tuple[tuple[int, int], ...]:
@@ -40,7 +46,10 @@ def _default(data: ConfigDict) -> Path:
     shared = os.environ.get("QUINTET_DATA")
     if shared and (Path(shared) / "dqn" / display_name(data.game)).is_dir():
         return Path(shared) / "dqn"
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / "random" / f"{data.collect}-steps"
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / "random"
+    home /= f"{data.collect}-steps" + "-full" * data.full_action_space
     log.info("no data directory: using %d random steps of %s in %s", data.collect, data.game, home)
-    collect(game=data.game, steps=data.collect, out=home, seed=0)  # once; a second time it finds the first recording
+    collect(
+        game=data.game, steps=data.collect, out=home, seed=0, full_actions=data.full_action_space
+    )  # once; a second time it finds the first recording
     return home

@@ -1,4 +1,4 @@
-"""What fine-tuning takes over from pretraining (section 2.2 of docs/sgi.md)."""
+"""What fine-tuning takes over from pretraining (docs/sgi.md, Fine-tuning)."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from training.checkpoint import read_arrays
 from training.errors import UserError
 from training.method import TrainState
 
-FIRST_LAYERS = ("advantage_1", "value_1")
+FIRST_LAYERS = ("goal", "reward", "none")
+PROJECTION = ("advantage_1", "value_1")
+OUTPUT = ("advantage_2", "value_2")
 SHARED = ("encoder", "dynamics", "predictor")
 
 
@@ -33,12 +35,13 @@ def load_pretrained(source: str) -> tuple[dict, dict, dict]:
 def transfer(state: TrainState, source: str, *, first_layers: str) -> TrainState:
     """`state` with the encoder, transition model, predictor, EMA target and first head layers of a pretraining run.
 
-    The rest of the reward head, the noise scales and the optimiser stay as initialised.
+    The noise scales and the optimiser stay as initialised; so do the head's second layers unless `first_layers` is 'reward'.
 
     Args:
       source: see `load_pretrained`.
       first_layers: 'goal' copies the pretrained goal head's first layers into the reward head (falling back to the reward
-        head's own where there is no goal head), 'reward' takes the reward head's (behaviour cloning), 'none' keeps fresh ones.
+        head's own where there is no goal head), 'reward' takes the whole reward head (behaviour cloning trains all of it),
+        'none' keeps a fresh one.
 
     Raises:
       UserError: a pretrained array has another shape (another encoder, width or action count).
@@ -50,14 +53,16 @@ def transfer(state: TrainState, source: str, *, first_layers: str) -> TrainState
         new[name] = _fit(state.params[name], params[name], name, source)
     if first_layers != "none":
         reward = dict(state.params["reward_head"])
-        for name in FIRST_LAYERS:
+        for name in PROJECTION if first_layers == "goal" else PROJECTION + OUTPUT:
             reward[name] = {**reward[name], **_means(reward[name], params[head][name], f"{head}/{name}", source)}
+        if first_layers == "reward":
+            reward["bias"] = _fit(reward["bias"], params[head]["bias"], f"{head}/bias", source)
         new["reward_head"] = reward
     target_head = target["params"].get(head, params[head])
     target_new["encoder"] = _fit(target_new["encoder"], target["params"]["encoder"], "target encoder", source)
     if first_layers != "none":
         old = target_new["reward_head"]
-        target_new["reward_head"] = {n: {**old[n], **_means(old[n], target_head[n], n, source)} for n in FIRST_LAYERS}
+        target_new["reward_head"] = {n: {**old[n], **_means(old[n], target_head[n], n, source)} for n in PROJECTION}
     stats_new = {k: _fit(v, stats[k], f"statistics of {k}", source) for k, v in state.extra["stats"].items()}
     target_stats = state.extra["spr_target"]["batch_stats"]
     target_stats = {k: _fit(v, target["batch_stats"][k], f"target statistics of {k}", source) for k, v in target_stats.items()}

@@ -13,7 +13,8 @@ import contextlib
 import hashlib
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from training import runtime
 from training.errors import UserError
 from training.sharding import path_name
 
@@ -39,7 +41,7 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: local path or bucket URL; made absolute.
+      workdir: local path; made absolute.
       keep_last: how many newest checkpoints stay.
       keep_every: also keep each checkpoint whose step is a multiple of this.
     """
@@ -51,9 +53,9 @@ class Checkpoints:
             max_to_keep=keep_last, keep_period=keep_every, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
         self._manager: ocp.CheckpointManager | None = None
-        self._hasher = ThreadPoolExecutor(1)
-        self._unsealed: int | None = None
-        self._jobs: list = []
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        self._written: threading.Event | None = None  # of the running save
+        self._digest_job: Future | None = None
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
@@ -65,7 +67,7 @@ class Checkpoints:
         """Start writing; returns once the device arrays are copied. The previous save is finished and digested first."""
         if self._manager is None:
             self._manager = ocp.CheckpointManager(self.directory, options=self._options)
-        self._seal()
+        self._finish()
         meta = {**meta, "arrays": _signature(state)}
         self._manager.save(
             step,
@@ -73,23 +75,24 @@ class Checkpoints:
                 state=ocp.args.StandardSave(state), stream=ocp.args.JsonSave(_encode(stream)), meta=ocp.args.JsonSave(meta)
             ),
         )
-        self._unsealed = step
+        self._written = threading.Event()
+        if jax.process_index() == 0:
+            self._digest_job = self._hasher.submit(self._write_digest, step, self._written)
 
     def close(self) -> None:
-        """Wait until everything is on disk and digested."""
-        self._seal()
-        for job in self._jobs:
-            job.result()
+        """Wait until everything is on disk and digested. May be called again."""
+        self._finish()
         self._hasher.shutdown()
         if self._manager is not None:
             self._manager.close()
             self._manager = None
 
-    def restore(self, target: Any, step: int | None = None) -> Restored | None:
+    def restore(self, target: Any, step: int | None = None, *, set_aside: bool = True) -> Restored | None:
         """The newest good checkpoint (or `step`), or None where there is none.
 
         Args:
           target: pytree of ShapeDtypeStruct with shardings: the mesh may differ from the one that saved.
+          set_aside: move damaged checkpoints out of the way.
 
         Raises:
           UserError: the arrays differ from `target`'s, or every checkpoint is damaged.
@@ -98,49 +101,56 @@ class Checkpoints:
         if step is not None and step not in self.steps():
             raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {self.steps()}")
         for candidate in steps:
-            problem = self._verify(candidate)
+            problem = runtime.first_process_says(lambda candidate=candidate: self._problem(candidate))
             if problem is None:
                 meta = self._read_json(candidate, "meta")
                 _check_signature(meta["arrays"], _signature(target), f"checkpoint {self.directory / str(candidate)}")
-                state = self._restore_state(candidate, target)
+                state, problem = self._restore_state(candidate, target)
+            if problem is None:
                 return Restored(candidate, state, _decode(self._read_json(candidate, "stream")), meta)
-            log.warning("checkpoint %d is damaged (%s); moved to %s", candidate, problem, self.root / "damaged")
-            self._set_aside(candidate)
+            log.warning("checkpoint %d is damaged: %s", candidate, problem)
+            if set_aside:
+                self._set_aside(candidate)
         if steps:
-            raise UserError(
-                f"every checkpoint in {self.directory} is damaged (moved to {self.root / 'damaged'}); start in a new workdir"
-            )
+            raise UserError(f"no good checkpoint among {steps} in {self.directory}: all are damaged; start in a new workdir")
         return None
 
-    def meta(self, step: int | None = None) -> dict:
-        """What was saved beside the arrays (resolved config, versions, seconds) with the newest checkpoint or `step`."""
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"no checkpoint in {self.directory}; train there first")
-        return self._read_json(steps[-1] if step is None else step, "meta")
-
-    def _restore_state(self, step: int, target: Any) -> Any:
-        path = self.directory / str(step) / "state"
-        with contextlib.closing(ocp.StandardCheckpointer()) as reader:
-            return reader.restore(path, target)
+    def _restore_state(self, step: int, target: Any) -> tuple[Any, str | None]:
+        """(arrays, None), or (None, what is wrong) on every process if any of them cannot read its part."""
+        state, problem = None, None
+        try:
+            with contextlib.closing(ocp.StandardCheckpointer()) as reader:
+                state = reader.restore(self.directory / str(step) / "state", target)
+        except (OSError, ValueError, KeyError) as error:  # what orbax and tensorstore raise for missing or broken files
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if jax.process_count() > 1:
+            failed = multihost_utils.process_allgather(np.int32(problem is not None))
+            problem = problem or ("another process cannot read it" if failed.any() else None)
+        return state, problem
 
     def _read_json(self, step: int, item: str) -> dict:
         return json.loads((self.directory / str(step) / item / "metadata").read_text())
 
-    def _seal(self) -> None:
-        """Wait for the running save and digest it in the background."""
-        if self._unsealed is None:
+    def _finish(self) -> None:
+        """Wait for the running save and its digest."""
+        if self._written is None:
             return
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            self._jobs.append(self._hasher.submit(self._write_digest, self._unsealed))
-        self._unsealed = None
+        try:
+            self._manager.wait_until_finished()
+        finally:
+            self._written.set()
+            self._written = None
+        if self._digest_job is not None:
+            self._digest_job.result()
 
     def _digest_file(self, step: int) -> epath.Path:
         return self.root / "digests" / f"{step}.json"
 
-    def _write_digest(self, step: int) -> None:
+    def _write_digest(self, step: int, written: threading.Event) -> None:
+        """As soon as the save is committed: its folder appears by a rename."""
         folder = self.directory / str(step)
+        while not folder.exists() and not written.wait(0.02):
+            pass
         with contextlib.suppress(FileNotFoundError):  # keep_last may remove the step while it is read
             digest = _digest(folder)
             if not folder.exists():
@@ -154,17 +164,8 @@ class Checkpoints:
             if int(old.stem) not in (kept := self.steps()) and (not kept or int(old.stem) < max(kept)):
                 old.unlink(missing_ok=True)
 
-    def _verify(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, or None. Process 0 looks; all processes get its answer."""
-        problem = ""
-        if jax.process_index() == 0:
-            problem = self._problem(step)
-        if jax.process_count() > 1:
-            bad = multihost_utils.broadcast_one_to_all(np.int32(bool(problem)))
-            problem = problem or ("see process 0" if bad else "")
-        return problem or None
-
-    def _problem(self, step: int) -> str:
+    def _problem(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, or None."""
         folder, digest_file = self.directory / str(step), self._digest_file(step)
         try:
             for item in ("meta", "stream"):
@@ -172,8 +173,8 @@ class Checkpoints:
             if digest_file.exists():
                 expected, found = json.loads(digest_file.read_text()), _digest(folder)
                 wrong = sorted(set(expected.items()) ^ set(found.items()))
-                return f"{wrong[0][0]} is missing or changed" if wrong else ""
-            return "" if (folder / "state" / "_METADATA").exists() else "state/_METADATA is missing"
+                return f"{wrong[0][0]} is missing or changed" if wrong else None
+            return None if (folder / "state" / "_METADATA").exists() else "state/_METADATA is missing"
         except (OSError, ValueError, KeyError) as error:
             return f"{type(error).__name__}: {error}"
 
@@ -244,9 +245,9 @@ def read_arrays(workdir: str) -> dict:
     """
     checkpoints = Checkpoints(workdir)
     for step in checkpoints.steps()[::-1]:
-        if not checkpoints._problem(step):
-            path = checkpoints.directory / str(step) / "state"
-            with contextlib.closing(ocp.PyTreeCheckpointer()) as reader:
+        path = checkpoints.directory / str(step) / "state"
+        if checkpoints._problem(step) is None:
+            with contextlib.suppress(OSError, ValueError, KeyError), contextlib.closing(ocp.PyTreeCheckpointer()) as reader:
                 tree = reader.metadata(path).item_metadata.tree
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 return reader.restore(path, restore_args=as_numpy)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from training.errors import UserError
 
 # What a resumed run may change without becoming another run.
-MAY_CHANGE = ("steps", "stop_after", "log.", "checkpoint.", "runtime.", "mesh.")
+MAY_CHANGE = ("steps", "log.", "checkpoint.", "runtime.", "mesh.")
 
 
 def base(method: str, **values: Any) -> ConfigDict:
@@ -85,7 +85,7 @@ def _parse(key: str, text: str, old: Any) -> Any:
     if isinstance(old, str):
         return text
     try:
-        value = yaml.safe_load(text)
+        value = None if text == "None" else yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
     if isinstance(value, str) and isinstance(old, float | int) and not isinstance(old, bool):
@@ -124,22 +124,23 @@ def fingerprint(config: ConfigDict) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def check_same_run(config: ConfigDict, workdir: Path) -> None:
-    """Raise UserError when `workdir` holds a run with another config; name the keys."""
+def other_run(config: ConfigDict, workdir: Path) -> str | None:
+    """What is wrong when `workdir` holds a run with another config (the keys are named), or None."""
     path = workdir / "config.json"
     if not path.exists():
-        if workdir.exists() and (workdir / "checkpoints").exists():
-            raise UserError(f"{workdir} holds checkpoints but no config.json; choose another --workdir")
-        return
+        if (workdir / "checkpoints").exists():
+            return f"{workdir} holds checkpoints but no config.json; choose another --workdir"
+        return None
     try:
         saved = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it or choose another --workdir") from error
+        return f"{path} is not valid JSON ({error}); restore it or choose another --workdir"
     old, new = flatten(saved), flatten(to_dict(config))
     changed = [k for k in sorted(set(old) | set(new)) if old.get(k) != new.get(k) and not k.startswith(MAY_CHANGE)]
-    if changed:
-        shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:4])
-        raise UserError(f"{workdir} holds another run ({shown}{', ...' if len(changed) > 4 else ''}); choose another --workdir")
+    if not changed:
+        return None
+    shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:4])
+    return f"{workdir} holds another run ({shown}{', ...' if len(changed) > 4 else ''}); choose another --workdir"
 
 
 def load_saved(workdir: str | Path) -> ConfigDict:

@@ -67,9 +67,13 @@ class DatasetStream:
         return None
 
     def get_state(self) -> dict:
-        return {"position": self._position}
+        return {"position": self._position, "examples": len(self._source)}
 
     def set_state(self, saved: dict) -> None:
+        if saved["examples"] != len(self._source):
+            raise UserError(
+                f"the data set has {len(self._source)} examples; the run began with {saved['examples']}: restore its data"
+            )
         self._position = int(saved["position"])
         self._ahead.clear()
 
@@ -78,4 +82,4 @@ class DatasetStream:
         indices = np.array([self._order[position * self._batch + r] for r in range(mine.start, mine.stop)], np.int64)
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, position]))
         uniforms = rng.random((self._batch, self._source.randoms))[mine]
-        return place_rows(self._source.batch(indices, uniforms), self._mesh)
+        return place_rows(self._source.batch(indices, uniforms), self._mesh, self._batch)

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from training import runtime
 from training.checkpoint import Checkpoints
-from training.config import check_same_run, to_dict
+from training.config import other_run, to_dict
+from training.errors import UserError
 from training.method import Method, Stream, TrainState
 from training.metrics import Writer
 from training.sharding import replicated, state_shardings, table
@@ -42,7 +43,10 @@ def run(
     Raises:
       UserError: bad input, damaged or unfitting checkpoints, non-finite loss.
     """
-    check_same_run(config, Path(workdir))
+    if "://" in workdir:
+        raise UserError(f"workdir {workdir} is a URL; give a folder on a file system that every host sees (mount the bucket)")
+    if problem := runtime.first_process_says(lambda: other_run(config, Path(workdir))):
+        raise UserError(problem)
     checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every or None)
     shapes, shardings = abstract_state(config, method, stream, mesh)
     log.info("state on mesh %s:\n%s", dict(mesh.shape), table(shapes, shardings))
@@ -84,6 +88,9 @@ def run(
                     state, metrics = step(state, batch, consts)  # asynchronous; donates state
                 t += 1
                 writer.push(t, metrics)
+                if asked_to_stop(t) and t < config.steps:
+                    status = "preempted"
+                    break
                 for name, evaluation in method.evals.items():
                     if due(evaluation.every) or t == config.steps:
                         writer.flush()
@@ -91,21 +98,19 @@ def run(
                 if due(config.checkpoint.every):
                     save()
                     saved = t
-                if asked_to_stop(t):
-                    status = "preempted"
-                    break
             if status == "done" and t < config.steps:
                 status = "stopped"
             writer.flush()
             if saved != t:
                 save()
+            checkpoints.close()  # still deaf to a second SIGTERM
     except BaseException as error:
         status = f"failed: {type(error).__name__}"
         raise
     finally:
-        checkpoints.close()
         record.finish(status, t, writer.seconds)
         writer.close()
+        checkpoints.close()
     log.info("%s at step %d", status, t)
     return state
 
@@ -153,7 +158,7 @@ class Record:
         self._shapes = set()
         if self._main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            (self.path.parent / "config.json").write_text(json.dumps(to_dict(config), indent=2, sort_keys=True))
+            _replace(self.path.parent / "config.json", to_dict(config))
         self._write()
 
     @contextmanager
@@ -185,9 +190,14 @@ class Record:
     def _write(self) -> None:
         if not self._main:
             return
-        draft = self.path.with_suffix(".tmp")
-        draft.write_text(json.dumps(self._facts, indent=2))
-        draft.replace(self.path)
+        _replace(self.path, self._facts)
+
+
+def _replace(path: Path, value: dict) -> None:
+    """Write JSON so that a kill leaves the old file or the new one."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(value, indent=2, sort_keys=True))
+    draft.replace(path)
 
 
 def _command() -> list[str]:

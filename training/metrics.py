@@ -28,7 +28,7 @@ class Video(NamedTuple):
 
 
 class NonFiniteLoss(UserError):
-    """The loss became NaN or infinite."""
+    """The loss, or the norm of its gradient, became NaN or infinite."""
 
 
 class Writer:
@@ -41,29 +41,37 @@ class Writer:
       workdir: folder of metrics.jsonl and media/.
       every: log every so many steps.
       last: the final step, for the progress bar.
-      resume_step: rows past this step (of a run that was killed later) are dropped.
+      resume_step: rows past this step (of a run that was killed later) are dropped; None keeps all.
       seconds: training time of earlier sittings.
     """
 
     def __init__(
-        self, workdir: str, *, every: int, last: int, resume_step: int = 0, seconds: float = 0.0, tensorboard: bool = False
+        self,
+        workdir: str,
+        *,
+        every: int,
+        last: int,
+        resume_step: int | None = 0,
+        seconds: float = 0.0,
+        tensorboard: bool = False,
     ):
         self.workdir, self.every, self.last = Path(workdir), every, last
         self._before, self._start = seconds, time.perf_counter()
         self._held: tuple[int, dict] | None = None
-        self._rate_mark = (resume_step, time.perf_counter())
+        self._rate_mark = (resume_step or 0, time.perf_counter())
         self._main = jax.process_index() == 0
         self._file = self._bar = self._board = None
         if not self._main:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
         path = self.workdir / "metrics.jsonl"
-        _drop_rows_after(path, resume_step)
+        if resume_step is not None:
+            _drop_rows_after(path, resume_step)
         self._file = path.open("a")
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=last, initial=resume_step, dynamic_ncols=True)
+            self._bar = tqdm(total=last, initial=resume_step or 0, dynamic_ncols=True)
         if tensorboard:
             self._board = _tensorboard(self.workdir / "tensorboard")
 
@@ -83,8 +91,8 @@ class Writer:
             return
         step, metrics = self._held
         self._held = None
-        loss = np.asarray(jax.device_get(metrics["loss"])) if "loss" in metrics else np.zeros(())
-        bad = not np.all(np.isfinite(loss))
+        watched = {k: np.asarray(jax.device_get(metrics[k])) for k in ("loss", "grad_norm") if k in metrics}
+        bad = [name for name, value in watched.items() if not np.all(np.isfinite(value))]
         if bad or step % self.every == 0 or step == self.last or step == 1:
             row = {f"train/{name}": _plain(value) for name, value in jax.device_get(metrics).items()}
             self.write(step, {**row, **self._rate(step)})
@@ -92,7 +100,7 @@ class Writer:
             self._bar.update(step - self._bar.n)
         if bad:
             raise NonFiniteLoss(
-                f"loss is {loss.tolist()} at step {step}: training stopped. "
+                f"{bad[0]} is {watched[bad[0]].tolist()} at step {step}: training stopped. "
                 "The last checkpoint is good; try a lower learning rate or clipping"
             )
 

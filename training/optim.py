@@ -15,8 +15,9 @@ def build(*, groups: Mapping[str, Mapping[str, Any]] | None = None, **default: A
     """The optimiser of a method.
 
     Args:
-      groups: name -> {'match': regex over parameter paths, and any of the keywords of `adam`}. The first match wins; what no
-        group matches uses `default`. Each group has its own gradient clipping and learning rate; lr 0 freezes it.
+      groups: name -> {'match': regex over parameter paths, 'scale': factor on the learning rate, and any of the keywords of
+        `adam`}. The first match wins; what no group matches uses `default`. Each group has its own gradient clipping and
+        learning rate; scale 0 freezes it.
         A group that matches no parameter raises UserError at init.
       **default: keywords of `adam`; groups start from them.
     """
@@ -24,7 +25,8 @@ def build(*, groups: Mapping[str, Mapping[str, Any]] | None = None, **default: A
         return adam(**default)
     chains = {"default": adam(**default)}
     for name, options in groups.items():
-        chains[name] = adam(**{**default, **{k: v for k, v in options.items() if k != "match"}})
+        own = {**default, **{k: v for k, v in options.items() if k not in ("match", "scale")}}
+        chains[name] = adam(**{**own, "lr": own["lr"] * options.get("scale", 1.0)})
     return optax.partition(chains, lambda params: _labels(params, groups))
 
 

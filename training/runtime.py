@@ -6,9 +6,12 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ale-py", "gymnasium")
 
@@ -56,6 +59,15 @@ def join(coordinator: str, processes: int, process: int) -> None:
         heartbeat_timeout_seconds=60,
         cluster_detection_method="deactivate",
     )
+
+
+def first_process_says(question: Callable[[], str | None]) -> str | None:
+    """Process 0's answer (a problem, or None), on every process: files may only be looked at by one of them."""
+    answer = question() if jax.process_index() == 0 else None
+    if jax.process_count() > 1:
+        bad = multihost_utils.broadcast_one_to_all(np.int32(answer is not None))
+        answer = answer or ("see the message of process 0" if bad else None)
+    return answer
 
 
 def describe() -> dict:

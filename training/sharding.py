@@ -5,6 +5,7 @@ enough. Where tensor parallelism is wanted, a method adds strict rules ((regex, 
 'params/block_3/attn/q/kernel'. Axis types are spelled out (Auto): `jax.make_mesh` alone would give Explicit ones.
 """
 
+import itertools
 import math
 import re
 from typing import Any
@@ -68,7 +69,10 @@ def batch_ways(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(batch: int, mesh: Mesh) -> None:
+def check_batch(batch: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raise UserError unless the rows split evenly over the mesh, and over the parts of an accumulated update."""
+    if accumulate < 1 or batch % accumulate:
+        raise UserError(f"batch of {batch} rows does not split into {accumulate} equal parts; change config.accumulate")
     if batch % batch_ways(mesh):
         raise UserError(
             f"batch of {batch} rows is not divisible by the mesh's data x fsdp = {batch_ways(mesh)}; "
@@ -127,16 +131,23 @@ def _check_rule(pattern: str, spec: P, name: str, shape: tuple[int, ...], mesh: 
 
 
 def my_rows(batch: int, mesh: Mesh) -> slice:
-    """The rows of a global batch that this process provides; every process of the mesh provides equally many, in order."""
-    processes = sorted({d.process_index for d in mesh.devices.flat})
-    rows = batch // len(processes)
-    first = processes.index(jax.process_index()) * rows
-    return slice(first, first + rows)
+    """The rows of a global batch that this process provides: those on its own devices, which must be neighbours."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    spans = sorted({(index[0].start or 0, batch if index[0].stop is None else index[0].stop) for index in indices})
+    if any(left[1] != right[0] for left, right in itertools.pairwise(spans)):
+        raise UserError(
+            f"the rows of process {jax.process_index()} are not neighbours on mesh {dict(mesh.shape)}; reorder its axes"
+        )
+    return slice(spans[0][0], spans[-1][1])
 
 
-def place_rows(local: Any, mesh: Mesh) -> Any:
-    """This process's rows (numpy, leading axis) -> a global batch, rows over `data` and `fsdp`."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh), x), local)
+def place_rows(local: Any, mesh: Mesh, batch: int) -> Any:
+    """This process's rows (numpy, leading axis; see `my_rows`) -> a global batch, rows over `data` and `fsdp`."""
+
+    def place(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(batch_sharding(mesh), x, (batch, *x.shape[1:]))
+
+    return jax.tree.map(place, local)
 
 
 def place_replicated(host: Any, mesh: Mesh) -> Any:

@@ -36,6 +36,7 @@ def toy_config(**values: Any) -> ConfigDict:
     config = configs.base("training.testing", steps=12, batch=16)
     config.optim = ConfigDict({"lr": 1e-2, "clip": 1.0})
     config.accumulate = 1
+    config.dropout = 0.1
     config.explode_at = 0  # the step whose loss is NaN; 0 = never
     config.mesh.min_shard = 32
     config.log.every = 1
@@ -61,7 +62,7 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
 
     def loss_fn(params: Any, batch: Any, key: jax.Array, extra: Any, consts: Any) -> Any:
         h = jnp.tanh(batch["x"] @ params["hidden"])
-        h = h * jax.random.bernoulli(key, 0.9, h.shape)
+        h = h * jax.random.bernoulli(key, 1 - config.dropout, h.shape)
         loss = jnp.mean((h @ params["out"] - batch["y"]) ** 2)
         seen = extra["seen"] + 1
         loss = jnp.where(seen == config.explode_at, jnp.nan, loss) if config.explode_at else loss

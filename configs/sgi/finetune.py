@@ -8,7 +8,7 @@ Variants
     naive     from `init_from`, 1e-4 for every parameter
     frozen    from `init_from`, encoder fixed
     sgi       from `init_from`, encoder at lr / 100 and first head layers at lr / 3.3 (sgim_finetune.sh)
-    small_cached  CPU experiment: a fresh head on cached features of a frozen encoder (section 6.4 D of docs/sgi.md)
+    small_cached  CPU experiment: a fresh head on cached features of a frozen encoder
     small_*   CPU experiment: the network of configs/sgi/pretrain.py:small, short; see results/sgi
     tiny      tests
 
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from training.config import base
 
 MODES = ("none", "naive", "frozen", "sgi")
-VARIANTS = (*MODES, *(f"small_{m}" for m in MODES), "small_cached", "tiny", "tiny_init", "tiny_cached")
+VARIANTS = (*MODES, *(f"small_{m}" for m in MODES), "small_cached", "tiny", "tiny_cached")
 LR = 1e-4
 
 
@@ -42,7 +42,7 @@ def get_config(variant: str = "none") -> ConfigDict:
         "discount": 0.99,
         "priority_alpha": 0.5,
         "beta": (0.4, 1.0),  # importance exponent, linear over beta_steps
-        "beta_steps": 100_000,
+        "beta_steps": 98_000,
         "target_tau": 1.0,  # hard copy after every update
         "spr": 5.0,  # SPR's lambda = 2
         "jumps": 5,
@@ -51,6 +51,7 @@ def get_config(variant: str = "none") -> ConfigDict:
         "epsilon_steps": 1,
         "freeze_encoder": False,  # running statistics, no gradient
         "cache_features": False,  # the replay keeps latents of a frozen encoder; only the head learns
+        "pretrained": False,  # True: refuse to start without `init_from`
         "first_layers": "goal",  # what the projection of pretraining was; 'reward' after behaviour cloning, 'none' to leave out
     }
     c.steps = 98_001  # the prefill, then one step an agent step: 100k agent steps in all
@@ -64,21 +65,22 @@ def get_config(variant: str = "none") -> ConfigDict:
     mode = variant.split("_")[-1]
     if variant.startswith("tiny"):
         tiny(c)
-        mode = {"tiny": "none", "tiny_init": "sgi", "tiny_cached": "cached"}[variant]
+        mode = {"tiny": "none", "tiny_cached": "cached"}[variant]
     if variant.startswith("small"):
         small(c)
     if variant == "small_cached":
         c.agent.update({"prefill": 1000, "updates": 2, "capacity": 20_480, "epsilon": (1.0, 0.05), "epsilon_steps": 2000})
         c.steps = 19_001
         c.eval.update({"every": 0, "episodes": 20, "lanes": 20})
+    c.agent.pretrained = mode in ("naive", "frozen", "sgi")
     if mode == "sgi":
         c.optim.groups = {
-            "encoder": {"match": "^encoder/", "lr": c.optim.lr / 100},
-            "first_layers": {"match": "^reward_head/(advantage|value)_1/", "lr": 0.3 * c.optim.lr},
+            "encoder": {"match": "^encoder/", "scale": 0.01},
+            "first_layers": {"match": "^reward_head/(advantage|value)_1/", "scale": 0.3},
         }
     elif mode in ("frozen", "cached"):
         c.agent.freeze_encoder = True
-        c.optim.groups = {"encoder": {"match": "^encoder/", "lr": 0.0}}
+        c.optim.groups = {"encoder": {"match": "^encoder/", "scale": 0.0}}
     if mode == "cached":
         c.agent.update({"spr": 0.0, "cache_features": True, "first_layers": "none", "noisy_std": 0.0})
     return c.lock()

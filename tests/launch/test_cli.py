@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import evaluate, train
+from launch import evaluate, quickstart, train
+from launch.cli import split_overrides
+from sgi.collect import collect
+from training import config as configs
 from training.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +36,11 @@ def command(tmp_path, config, *overrides):
         (f"{PRETRAIN}:tiny", "--config.mesh.data=3", "not divisible"),
         (f"{PRETRAIN}:tiny", "--config.mesh.data=64", "needs 64 devices"),
         (f"{FINETUNE}:tiny", "--config.batch=3 --config.mesh.data=2", "not divisible"),
-        (f"{FINETUNE}:tiny_init", "--config.init_from=/nonexistent", "train there first"),
+        (f"{FINETUNE}:tiny", "--config.init_from=/nonexistent", "train there first"),
+        (f"{FINETUNE}:sgi", "--config.seed=1", "give --config.init_from"),
+        (f"{FINETUNE}:tiny", "--config.agent.first_layers=both", "choose one of goal, reward, none"),
+        (f"{FINETUNE}:tiny", "--config.agent.prefill=3", "take more than n_step and jumps"),
+        (f"{PRETRAIN}:tiny", "--config.accumulate=3", "does not split into 3 equal parts"),
         (f"{FINETUNE}:tiny", "--config.population=3 --config.mesh.data=2", "population of 3 seeds is not divisible"),
     ],
 )
@@ -42,6 +49,27 @@ def test_mistakes_are_named_before_any_training(tmp_path, config, override, mess
         train.main(command(tmp_path, config, *override.split()))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_recorded_actions_must_fit_the_action_set(tmp_path):
+    collect("pong", 60, tmp_path / "data", envs=1, full_actions=True)
+    data = f"--config.data.dir={tmp_path / 'data'}"
+    with pytest.raises(UserError, match=r"but Pong has 6: set config\.data\.full_action_space"):
+        train.main(command(tmp_path, f"{PRETRAIN}:tiny", data))
+
+
+def test_quickstart_runs_the_commands_that_it_prints(tmp_path, monkeypatch):
+    """Every command of the quickstart parses and names a config with those keys; nothing is trained."""
+    commands = []
+    monkeypatch.setattr(quickstart, "python_m", lambda module, *args: commands.append((module, [str(a) for a in args])))
+    monkeypatch.setattr(quickstart, "compare", lambda out, seed: (out / "pretrain").mkdir(parents=True))
+    monkeypatch.setattr(quickstart, "write_report", lambda folders, title: folders[0] / "report.html")
+    quickstart.main(["--out", str(tmp_path / "quick")])
+    assert [module for module, _ in commands] == ["sgi.collect", "launch.train", "launch.train", "launch.train"]
+    for _, args in commands[1:]:
+        rest, overrides = split_overrides(args)
+        config = configs.load(str(ROOT / rest[rest.index("--config") + 1]), overrides)
+        assert config.steps <= 2000
 
 
 def test_exit_code_and_debug(tmp_path):

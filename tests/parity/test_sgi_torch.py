@@ -16,7 +16,7 @@ NN, F = torch.nn, torch.nn.functional
 
 
 class Residual(NN.Module):
-    """An inverted-residual block as section 1.3 describes it, in PyTorch's own layers, named as in the reference."""
+    """An inverted-residual block in PyTorch's own layers, named as in the reference."""
 
     def __init__(self, i, o, stride, expansion):
         super().__init__()

@@ -65,7 +65,7 @@ def test_later_targets_follow_with_a_delay_of_one(tmp_path):
 
 
 def test_learning_rates_of_the_groups():
-    config = load("finetune:tiny_init", init_from="x")
+    config = load("finetune:sgi", agent__capacity=128, net__encoder="S")
     state = jax.eval_shape(
         lambda: finetune.make_method(config, make_mesh(1), finetune.build_net(config)).init(jnp.uint32(0), SPEC)
     )
@@ -105,9 +105,10 @@ def test_transfer(pretrained):
         assert all(same(target[k], saved[k]) for k in means)
     assert same(head["advantage_2"], start["advantage_2"]) and same(moved.opt_state, state.opt_state)
     assert same(moved.extra["stats"], {k: before.extra["stats"][k] for k in moved.extra["stats"]})
-    kept = transfer(state, str(workdir), first_layers="reward").params["reward_head"]["value_1"]
-    means = [k for k in kept if "sigma" not in k]
-    assert all(same(kept[k], before.params["reward_head"]["value_1"][k]) for k in means)
+    kept = transfer(state, str(workdir), first_layers="reward").params["reward_head"]  # behaviour cloning trained all of it
+    for name in ("advantage_1", "value_1", "advantage_2", "value_2"):
+        means = [k for k in kept[name] if "sigma" not in k]
+        assert all(same(kept[name][k], before.params["reward_head"][name][k]) for k in means)
     none = transfer(state, str(workdir), first_layers="none").params["reward_head"]
     assert same(none, start)
 
@@ -157,9 +158,40 @@ def test_unknown_method_is_a_users_mistake():
         population.make(config, make_mesh(1))
 
 
-def test_every_loss_can_stand_alone():
-    """All ablations build, with the heads that they need and no others."""
-    for variant, heads in {"S": (False, False), "G": (True, False), "I": (False, True), "SGI": (True, True)}.items():
-        config = load(f"pretrain:{variant}", data__game="Pong")
-        net = pretrain.build_net(config)
-        assert (net.goal, net.inverse) == heads
+def test_warm_start_is_taken_once(pretrained, tmp_path):
+    """A run that starts from another and is resumed equals a straight one: the weights are not loaded again."""
+    config = load("finetune:tiny", init_from=pretrained[1])
+    whole = train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", stop_after=3)
+    assert same(whole, train(config, tmp_path / "parts"))
+    assert not same(whole.params, train(load("finetune:tiny"), tmp_path / "none").params)
+
+
+VARIATIONS = {
+    "S": {"loss__goal": 0.0, "loss__inverse": 0.0},
+    "G, all goals": {"loss__spr": 0.0, "loss__inverse": 0.0, "loss__goal_all_to_all": True},
+    "I": {"loss__goal": 0.0, "loss__spr": 0.0},
+    "quirks": {"reference_quirks": True, "loss__goal_distance": "squared"},
+    "linear cloning": {
+        "loss__goal": 0.0,
+        "loss__spr": 0.0,
+        "loss__inverse": 0.0,
+        "loss__bc": 1.0,
+        "loss__bc_from_values": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_every_loss_can_stand_alone(name):
+    config = load("pretrain:tiny", **VARIATIONS[name])
+    state, method, stream = fresh(config)
+    net = pretrain.build_net(config)
+    assert (net.goal, net.inverse, net.bc) == tuple(bool(config.loss[k]) for k in ("goal", "inverse", "bc"))
+    new, metrics = jax.jit(method.step)(state, stream.next(), ())
+    assert all(np.isfinite(v) for v in metrics.values())
+    terms = {"spr": "S", "goal": "G", "inverse": "I", "bc": "cloning"}
+    assert {k for k in terms if k in metrics} >= {k for k in terms if config.loss[k]}
+    expected = sum(config.loss[k] * float(metrics[k]) for k in terms if config.loss[k])
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    assert not same(new.params["encoder"], state.params["encoder"])

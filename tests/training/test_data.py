@@ -39,6 +39,12 @@ def test_position_is_the_only_state():
         np.testing.assert_array_equal(a["u"], b["u"])
 
 
+def test_other_data_are_refused_on_resume():
+    stream = DatasetStream(Indices(), batch=8, seed=1, mesh=make_mesh(1))
+    with pytest.raises(UserError, match="20 examples; the run began with 21"):
+        stream.set_state({"position": 3, "examples": 21})
+
+
 def test_every_example_once_an_epoch_in_a_new_order():
     rows = np.concatenate([b["index"] for b in draw(DatasetStream(Indices(), batch=4, seed=0, mesh=make_mesh(1)), 10)])
     assert sorted(rows[:20]) == sorted(rows[20:]) == list(range(20))
@@ -46,7 +52,7 @@ def test_every_example_once_an_epoch_in_a_new_order():
 
 
 def test_processes_read_disjoint_rows_of_one_global_batch(monkeypatch):
-    monkeypatch.setattr(data, "place_rows", lambda rows, mesh: rows)
+    monkeypatch.setattr(data, "place_rows", lambda rows, mesh, batch: rows)
     whole = DatasetStream(Indices(), batch=8, seed=3, mesh=make_mesh(1)).next()
     parts = []
     for part in (slice(0, 4), slice(4, 8)):

@@ -5,6 +5,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,17 +49,23 @@ def test_restore_onto_another_mesh(straight, tmp_path):
 
 
 def test_accumulation_averages_gradients(tmp_path):
-    whole = train(toy_config(mesh__data=1), tmp_path / "whole", stop_after=1)
-    parts = train(toy_config(mesh__data=1, accumulate=4), tmp_path / "parts", stop_after=1)
-    # Dropout keys differ between the parts, so only the size of the update agrees: Adam's first step is lr in every coordinate.
-    assert int(parts.extra["seen"]) == 4 and int(whole.extra["seen"]) == 1
-    assert_close(np.abs(whole.params["out"]), np.abs(parts.params["out"]), 1e-4)
+    """Without dropout, four quarters of a batch give the update and the gradient norm of the whole."""
+    whole = train(toy_config(mesh__data=1, dropout=0.0), tmp_path / "whole")
+    parts = train(toy_config(mesh__data=1, dropout=0.0, accumulate=4), tmp_path / "parts")
+    assert int(parts.extra["seen"]) == 48 and int(whole.extra["seen"]) == 12
+    assert_close(whole.params, parts.params)
+    norms = [
+        [r["train/grad_norm"] for r in metrics.read_rows(tmp_path / n / "metrics.jsonl") if "train/loss" in r]
+        for n in ("whole", "parts")
+    ]
+    np.testing.assert_allclose(*norms, rtol=1e-4)
 
 
-def test_ema_follows_the_parameters(straight):
-    state, _ = straight
-    params, ema = np.asarray(state.params["out"]), np.asarray(state.extra["ema"]["out"])
-    assert np.abs(ema).sum() < np.abs(params).sum() and np.abs(ema).sum() > 0
+def test_ema_after_two_steps(tmp_path):
+    one = train(toy_config(mesh__data=1), tmp_path, stop_after=1)
+    two = train(toy_config(mesh__data=1), tmp_path, stop_after=2)
+    first, second = np.asarray(one.params["out"]), np.asarray(two.params["out"])  # `out` starts at 0
+    np.testing.assert_allclose(two.extra["ema"]["out"], 0.9 * 0.1 * first + 0.1 * second, rtol=1e-5)
 
 
 def test_population_equals_single_runs(straight, tmp_path):
@@ -102,6 +109,23 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["status"].startswith("failed")
 
 
+def test_non_finite_gradient_is_not_saved(tmp_path):
+    """A finite loss with a broken gradient, at a step that saves: the parameters are gone, so nothing may be written."""
+    config = toy_config(mesh__data=1)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    method, stream = make(config, mesh)
+
+    def step(state, batch, consts):
+        new, values = method.step(state, batch, consts)
+        broken = new.step == 8
+        params = jax.tree.map(lambda x: jnp.where(broken, jnp.nan, x), new.params)
+        return new.replace(params=params), {**values, "grad_norm": jnp.where(broken, jnp.nan, values["grad_norm"])}
+
+    with pytest.raises(metrics.NonFiniteLoss, match="grad_norm is nan at step 8"):
+        loop.run(config, method._replace(step=step), stream, mesh, str(tmp_path))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+
+
 def test_sigterm_saves_and_leaves_normally(straight, tmp_path):
     config = toy_config(mesh__data=1, checkpoint__every=0)
     method, stream = make(
@@ -127,6 +151,11 @@ def test_another_config_in_the_same_workdir_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"optim\.lr: 0\.01 there, 0\.5 here"):
         train(toy_config(mesh__data=1, optim__lr=0.5), tmp_path)
     assert int(train(toy_config(mesh__data=1, steps=3), tmp_path).step) == 3  # the length of a run may change
+
+
+def test_a_url_is_no_workdir():
+    with pytest.raises(UserError, match="is a URL"):
+        train(toy_config(mesh__data=1), "gs://bucket/run")
 
 
 def test_no_retracing_after_the_first_step(tmp_path):

@@ -18,7 +18,7 @@ def one_update(tx, grads=None):
 
 
 def test_groups_have_their_own_rates_and_freezing():
-    groups = {"encoder": {"match": "^encoder/", "lr": 0.0}, "bias": {"match": "/b$", "lr": 3e-3}}
+    groups = {"encoder": {"match": "^encoder/", "scale": 0.0}, "bias": {"match": "/b$", "scale": 0.3}}
     updates = one_update(optim.build(lr=1e-2, groups=groups))
     assert float(jnp.abs(updates["encoder"]["w"]).max()) == 0
     np.testing.assert_allclose(updates["head"]["w"], -1e-2, rtol=1e-5)

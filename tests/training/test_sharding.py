@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from training.errors import UserError
-from training.sharding import check_batch, fsdp_spec, make_mesh, place_rows, state_shardings, table
+from training.sharding import check_batch, fsdp_spec, make_mesh, my_rows, place_rows, state_shardings, table
 
 
 def test_mesh_sizes():
@@ -54,5 +54,6 @@ def test_rules_are_strict():
 
 def test_rows_are_split_over_data_and_fsdp():
     mesh = make_mesh(2, 2, 2)
-    x = place_rows(np.arange(8), mesh)
+    assert my_rows(8, mesh) == slice(0, 8)
+    x = place_rows(np.arange(8), mesh, 8)
     assert [int(s.data[0]) for s in x.addressable_shards if s.replica_id == 0] == [0, 2, 4, 6]
