@@ -72,7 +72,8 @@ def compare(out: Path, seed: int) -> None:
     table = {
         "title": f"{GAME}: scores after {PREFILL + AGENT_STEPS:,} agent steps",
         "caption": f"Mean and standard deviation over {EPISODES} games, one training seed: a demonstration, not a comparison. "
-        f"The paper trains for 100,000 steps. Human-normalised: 0 is the published random score ({random_score}), 1 the human.",
+        "After so few of the paper's 100,000 steps both agents usually play worse than random. "
+        f"Human-normalised: 0 is the published random score ({random_score}), 1 the human.",
         "columns": ["agent", "score", "sd", "human-normalised"],
         "rows": [[label, *(None if x is None else round(x, 2) for x in numbers)] for label, *numbers in rows],
     }

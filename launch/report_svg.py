@@ -167,7 +167,8 @@ def axes(x: Scale, y: Scale, ticks: Sequence[float], texts: Sequence[str]) -> li
         parts.append(
             tag("text", text, x=WIDTH if over else f"{at:.1f}", y=bottom + 16, text_anchor="end" if over else "middle")
         )
-    if x(x.low) < float(x(steps[0])) + 1:
+    narrow = len(tick_labels(steps)[0]) <= 2  # a wide first label would run into the word
+    if x(x.low) < float(x(steps[0])) + 1 and narrow:
         parts.append(tag("text", "step", x=f"{x.start - 8:.1f}", y=bottom + 16, text_anchor="end", cls="axis-name"))
     return parts
 
