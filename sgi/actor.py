@@ -65,9 +65,12 @@ class ActorStream:
 
     def _step(self, state: TrainState, forced: int | None = None) -> Transition:
         """One step of play; only the action leaves the device."""
-        stack = place_replicated(np.moveaxis(self._stack, 1, -1), self._mesh)
-        chosen, stored = self._policy(self.reads(state), stack)
-        action = np.array([forced], np.int32) if forced is not None else np.asarray(chosen.addressable_data(0))
+        if forced is not None and self.spec.observation.dtype == np.uint8:  # random play for a replay of frames: no network
+            action, stored = np.array([forced], np.int32), place_replicated(self._stack[:, -1], self._mesh)
+        else:
+            stack = place_replicated(np.moveaxis(self._stack, 1, -1), self._mesh)
+            chosen, stored = self._policy(self.reads(state), stack)
+            action = np.asarray(chosen.addressable_data(0)) if forced is None else np.array([forced], np.int32)
         self._stack, reward, terminated, truncated, _ = self._env.step(action)
         done = terminated | truncated
         rest = place_replicated((action, np.sign(reward).astype(np.float32), done, np.array([self._start])), self._mesh)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,12 @@ def test_another_config_in_the_same_workdir_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"optim\.lr: 0\.01 there, 0\.5 here"):
         train(toy_config(mesh__data=1, optim__lr=0.5), tmp_path)
     assert int(train(toy_config(mesh__data=1, steps=3), tmp_path).step) == 3  # the length of a run may change
+
+
+def test_tensorboard_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match="pip install tensorboardX"):
+        train(toy_config(mesh__data=1, log__tensorboard=True), tmp_path)
 
 
 def test_a_url_is_no_workdir():
