@@ -192,3 +192,20 @@ def test_kill_9_loses_only_the_work_since_the_last_checkpoint(tmp_path):
 
 def latest(folder):
     return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+
+
+def test_sigterm_stops_two_processes_at_one_step(tmp_path):
+    """A preemption notice to one process: both save the same step and leave with exit code 0."""
+    command = ["-m", "launch.train", "--config", TINY["pretrain:tiny_bc"], "--workdir", str(tmp_path)]
+    command += ["--config.mesh.fsdp=2", "--config.steps=1000000", "--config.checkpoint.every=1000000"]
+    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
+    processes = [start([*command, "--process", str(i)]) for i in range(2)]
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "preempted"
+    assert read_arrays(str(tmp_path))["step"] > 3
