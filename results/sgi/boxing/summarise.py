@@ -1,4 +1,4 @@
-"""Tables of the Boxing experiment: python results/sgi/boxing/summarise.py OUT   (OUT as given to run.sh)
+"""Tables of the Boxing experiment: PYTHONPATH=. python results/sgi/boxing/summarise.py OUT   (OUT as given to run.sh)
 
 Writes results.json beside this file and prints Markdown. Intervals are 95 % t intervals over seeds; differences are paired.
 """
