@@ -35,8 +35,7 @@ def main(argv: list[str]) -> None:
 
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     method, stream = population.make(config, mesh)
-    shapes, shardings = loop.abstract_state(config, method, stream, mesh)
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    target = loop.abstract_state(config, method, stream, mesh)
     restored = Checkpoints(args.workdir).restore(target, args.step, set_aside=False)
     if restored is None:
         raise UserError(f"no checkpoint in {args.workdir}; train there first")

@@ -48,9 +48,9 @@ def run(
     if problem := runtime.first_process_says(lambda: other_run(config, Path(workdir))):
         raise UserError(problem)
     checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every or None)
-    shapes, shardings = abstract_state(config, method, stream, mesh)
-    log.info("state on mesh %s:\n%s", dict(mesh.shape), table(shapes, shardings))
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    target = abstract_state(config, method, stream, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+    log.info("state on mesh %s:\n%s", dict(mesh.shape), table(target, shardings))
     consts = method.consts()
     restored = checkpoints.restore(target)
     if restored is None:
@@ -64,7 +64,7 @@ def run(
         t, state, seconds = restored.step, restored.state, restored.meta["seconds"]
         stream.set_state(restored.stream)
         log.info("resumed at step %d", t)
-    record = Record(workdir, config, mesh, shapes)
+    record = Record(workdir, config, mesh, target)
     writer = Writer(
         workdir, every=config.log.every, last=config.steps, resume_step=t, seconds=seconds, tensorboard=config.log.tensorboard
     )
@@ -115,10 +115,11 @@ def run(
     return state
 
 
-def abstract_state(config: ConfigDict, method: Method, stream: Stream, mesh: Mesh) -> tuple[Any, Any]:
-    """Shapes and shardings of the state, without allocating anything."""
+def abstract_state(config: ConfigDict, method: Method, stream: Stream, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs with shardings, without allocating anything."""
     shapes = jax.eval_shape(lambda: method.init(jnp.uint32(config.seed), stream.spec))
-    return shapes, state_shardings(shapes, mesh, method.rules, config.mesh.min_shard)
+    shardings = state_shardings(shapes, mesh, method.rules, config.mesh.min_shard)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 @contextmanager

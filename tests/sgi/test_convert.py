@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_variables
 
 from sgi import convert, golden
 from sgi.nets import SGINet
@@ -19,18 +20,6 @@ NETS = {
     "S": SGINet(18, "S", width=0.5, hidden=4),
     "S-bn": SGINet(9, "S-bn", width=0.25, hidden=6, atoms=11, bc=True),
 }
-
-
-def random_variables(net, seed):
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        noise = rng.normal(size=leaf.shape).astype(np.float32)
-        if path[-1].key.startswith("kernel"):
-            return noise * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
-        return noise * np.float32(0.1) + (path[-1].key in ("scale", "var"))
-
-    return jax.tree_util.tree_map_with_path(draw, convert.variable_shapes(net))
 
 
 def with_target(net, head="goal"):

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_variables
 
 from sgi import layers, losses, nets
+from sgi.convert import variable_shapes
 from sgi.layers import BatchNorm, NoisyDense, depthwise3x3, minmax
 from sgi.nets import SGINet
 from training.errors import UserError
@@ -20,24 +22,6 @@ SMALL = {"num_actions": 3, "encoder": "S-bn", "width": 0.125, "hidden": 8, "atom
 def run(function, *args):
     """One program instead of one for each operation."""
     return jax.jit(function, compiler_options=QUICK)(*args)
-
-
-def shapes(net):
-    x, action = jax.ShapeDtypeStruct((2, 84, 84, 4), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    return jax.eval_shape(lambda *a: net.init(*a, method="init_all"), jax.random.key(0), x, action)
-
-
-def random_variables(net, seed=0):
-    """Random variables without compiling the initialisers."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        noise = rng.normal(size=leaf.shape).astype(np.float32)
-        if path[-1].key.startswith("kernel"):
-            return noise * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
-        return noise * np.float32(0.1) + (path[-1].key in ("scale", "var"))
-
-    return jax.tree_util.tree_map_with_path(draw, shapes(net))
 
 
 def count(tree):
@@ -53,11 +37,11 @@ def small():
 
 @pytest.mark.parametrize(("encoder", "size"), [("S", 77_984), ("M", 136_472), ("L", 893_104)])
 def test_encoder_parameters(encoder, size):
-    assert count(shapes(SGINet(6, encoder, hidden=8))["params"]["encoder"]) == size
+    assert count(variable_shapes(SGINet(6, encoder, hidden=8))["params"]["encoder"]) == size
 
 
 def test_other_parameters():
-    params = shapes(SGINet(18, bc=True))["params"]
+    params = variable_shapes(SGINet(18, bc=True))["params"]
     assert set(params) == {"encoder", "dynamics", "reward_head", "goal_head", "predictor", "inverse", "bc"}
     assert set(params["goal_head"]) == {"advantage_1", "value_1", "advantage_2", "value_2", "bias", "conditioner"}
     assert count(params["dynamics"]) == 84_352
@@ -65,7 +49,12 @@ def test_other_parameters():
     assert count(params["goal_head"]["conditioner"]) == (9 * 64 + 1) * 128 + (9 * 128 + 1) * 128 + (49 * 128 + 1) * 2048
     assert count(params["predictor"]) == 1025 * 1024
     assert count(params["inverse"]) == 2049 * 256 + 257 * 18
-    assert set(shapes(SGINet(18, goal=False, inverse=False))["params"]) == {"encoder", "dynamics", "reward_head", "predictor"}
+    assert set(variable_shapes(SGINet(18, goal=False, inverse=False))["params"]) == {
+        "encoder",
+        "dynamics",
+        "reward_head",
+        "predictor",
+    }
 
 
 def test_feature_maps():
@@ -78,19 +67,19 @@ def test_feature_maps():
     maps = jax.eval_shape(features, jnp.zeros((2, 84, 84, 4)))
     found = [maps[f"group{g}_block{b}"]["__call__"][0].shape for g in range(3) for b in (0, 2)]
     assert found == [(2, 28, 28, 16)] * 2 + [(2, 14, 14, 32)] * 2 + [(2, 7, 7, 32)] * 2
-    half = shapes(SGINet(6, "S", width=0.5))["params"]["encoder"]
+    half = variable_shapes(SGINet(6, "S", width=0.5))["params"]["encoder"]
     assert [half[f"conv_{i}"]["bias"].size for i in range(3)] == [16, 32, 32]
 
 
 def test_unknown_encoder_is_a_user_error():
     with pytest.raises(UserError, match="choose one of S, S-bn, M, L"):
-        shapes(SGINet(6, "resnet"))
+        variable_shapes(SGINet(6, "resnet"))
 
 
 def test_outputs_and_precision():
     """With bfloat16 products the parameters, statistics and outputs are still float32."""
     net = SGINet(**SMALL, bc=True, dtype=jnp.bfloat16)
-    variables = shapes(net)
+    variables = variable_shapes(net)
 
     def everything(variables, x, action, key):
         def run(net):
@@ -149,7 +138,7 @@ def test_depthwise_forms_agree(stride):
 def test_platforms():
     """The TPU program holds the nine plain depthwise convolutions and their gradients; the CPU program no grouped one."""
     net = SGINet(3, "M", width=0.125, hidden=8, atoms=11, goal=False, inverse=False)
-    variables = shapes(net)
+    variables = variable_shapes(net)
 
     def loss(params, stats, x):
         def run(net):
