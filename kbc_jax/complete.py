@@ -1,7 +1,7 @@
 """Knowledge-base completion (Jastrzębski et al. 2018; Li et al. 2016): learn to tell true triples from corrupted ones.
 
-One `Method.step` is a whole epoch on the device: a scan over minibatches with in-batch negatives, then the threshold on dev1 and
-the accuracy on dev2, which keeps the best parameters and cuts the learning rate on a plateau. Equations are in docs/kbc.md.
+One `Method.step` is a whole epoch on the device: a scan over minibatches with in-batch negatives, then the threshold on dev1
+and the accuracy on dev2, which keeps the best parameters and cuts the learning rate on a plateau. Equations: docs/kbc.md.
 
 Legend: K updates an epoch, B positives an update, W words a phrase, D width of a word vector.
 """

@@ -110,7 +110,7 @@ def _parse(line: bytes, labelled: bool, where: str) -> tuple[tuple[str, str, str
 
 
 def find_directory(directory: str = "") -> Path | None:
-    """The folder of the data: the argument, else $QUINTET_DATA/conceptnet100k, else (or for 'toy') None: the embedded toy facts."""
+    """The folder of the data: the argument, else $QUINTET_DATA/conceptnet100k; None, for 'toy' too, is the embedded facts."""
     if directory == "toy":
         return None
     if directory:
@@ -174,7 +174,7 @@ def with_negatives(positives: Triples, rng: np.random.Generator) -> Triples:
     keep = rng.permutation(3 * n)[:n]
     other = rng.integers(n, size=n)
     slot, row = np.divmod(keep, n)
-    rows = [list(key) for key in positives.take(row).keys()]
+    rows = list(map(list, positives.take(row).keys()))
     for key, column, j in zip(rows, slot, other, strict=True):
         key[column] = positives[column][j]
     return Triples.of(positives.keys() + [tuple(key) for key in rows], np.arange(2 * n) < n)
@@ -239,4 +239,4 @@ def phrase_means(vectors: np.ndarray, phrase_words: np.ndarray) -> np.ndarray:
     total = np.zeros((len(phrase_words), vectors.shape[1]), np.float32)
     for column, use in zip(phrase_words.T, mask.swapaxes(0, 1), strict=True):
         total += vectors[column] * use
-    return total / np.maximum(mask.sum(1), 1)
+    return total / np.maximum(mask.sum(1, dtype=np.float32), 1)

@@ -13,13 +13,13 @@ these are the words that occur in dev, test or mined triples only.
     text:FILE    lines "word v1 ... vD": Li et al.'s embeddings.txt, GloVe, word2vec's text format
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -100,8 +100,7 @@ def _train(lines: list[list[str]], words: list[str], seed: int) -> np.ndarray:
     from gensim.models import Word2Vec  # takes a second to import
 
     logging.getLogger("gensim").setLevel(logging.WARNING)  # it reports every second
-    # More workers, or Python's salted hash, would make every run another.
-    model = Word2Vec(lines, **SKIPGRAM, workers=1, seed=seed, hashfxn=lambda word: zlib.crc32(word.encode()))
+    model = Word2Vec(lines, **SKIPGRAM, workers=1, seed=seed)  # more workers would make every run another
     return model.wv[words]
 
 
@@ -196,8 +195,8 @@ def cached(name: str, key, count: int, make: Callable[[], np.ndarray], cache: Pa
         os.replace(hidden, target)
     except OSError as error:
         log.warning("cannot keep the vectors in %s (%s): set QUINTET_CACHE to another folder", folder, error.strerror)
-    finally:
-        hidden.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            hidden.unlink()
     return vectors
 
 

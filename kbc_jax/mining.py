@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kbc_jax.data import RELATIONS, Triples
-from kbc_jax.tagging import ARTICLES, PUNCTUATION, Tagger, Token, is_argument, normalise
+from kbc_jax.tagging import PUNCTUATION, Tagger, Token, is_argument, normalise
 from training.errors import UserError
 
 _MINED = "AtLocation CapableOf Causes HasA HasPrerequisite HasProperty HasSubevent IsA ReceivesAction UsedFor"
@@ -95,7 +95,7 @@ def candidates(
     Args:
       sentences: tagged sentences, read once; of each only its arguments are kept.
       known: triples to leave out (ConceptNet).
-      window: most words between the two arguments (after leaving out outer articles); pairs grow in proportion to it.
+      window: most words between the two arguments; the number of pairs grows in proportion to it.
       minimum: least count. Phrases in fewer sentences than this are dropped before pairs are formed, so that a higher minimum
         saves time and memory; at 1 every pair of phrases is made a triple of strings.
       max_words: longest n-gram.
@@ -141,32 +141,21 @@ def _pattern_masks(patterns: Patterns) -> dict[tuple[str, ...], list[int]]:
 
 
 def _arguments(sentence: Sequence[Token], masks, ids: dict[str, int], max_words: int) -> np.ndarray:
-    """int64 [m, 5]: phrase number, first word, end, relations it can be head of, tail of. New phrases are added to `ids`.
-
-    'the dog' and 'dog' are one argument, so that one place in the text is not counted twice.
-    """
-    tags = tuple(token.tag for token in sentence)
-    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    """int64 [m, 5]: phrase number, first word, end, relations it can be head of, tail of. New phrases are added to `ids`."""
+    tags, rows = tuple(token.tag for token in sentence), []
     for begin in range(len(tags)):
         for end in range(begin + 1, min(begin + max_words, len(tags)) + 1):
-            if mask := masks.get(tags[begin:end]):
-                first, last = begin, end
-                while first < last and sentence[first].text.lower() in ARTICLES:
-                    first += 1
-                while first < last and sentence[last - 1].text.lower() in ARTICLES:
-                    last -= 1
-                before = spans.get((first, last), (0, 0))
-                spans[first, last] = (before[0] | mask[0], before[1] | mask[1])
-    rows = [
-        (ids.setdefault(phrase, len(ids)), *span, *mask)
-        for span, mask in spans.items()
-        if is_argument(phrase := normalise(sentence[slice(*span)]))
-    ]
+            mask = masks.get(tags[begin:end])
+            if mask and is_argument(phrase := normalise(sentence[begin:end])):
+                rows.append((ids.setdefault(phrase, len(ids)), begin, end, *mask))
     return np.array(rows, np.int64).reshape(-1, 5)
 
 
 def _pairs(arguments: np.ndarray, window: int, relations: int) -> np.ndarray:
-    """int64 [p] of one sentence, each (head, tail) once: head number, tail number, relations (from the high bits down)."""
+    """int64 [p] of one sentence: head number, tail number, relations, from the high bits down.
+
+    Each (head, tail) comes once, so that a place in the text that is both 'the dog' and 'dog' is not counted twice.
+    """
     phrase, begin, end, head_of, tail_of = arguments.T
     gap = begin[None, :] - end[:, None]
     before, after = np.nonzero((gap >= 0) & (gap <= window))

@@ -18,8 +18,8 @@ def draw(
     """Which row each slot is replaced from: int32 [each, B, 3] for (relation, head, tail).
 
     Args:
-      options: `kind` (see below), `each` corruptions a slot, `allow_self`: a row may replace itself, which makes a "negative" that
-        is the positive (the authors' code; Li et al. draw again), `threshold` and `tries` of 'argsim'.
+      options: `kind` (see below), `each` corruptions a slot, `allow_self`: a row may replace itself, which makes a "negative"
+        that is the positive (the authors' code; Li et al. draw again), `threshold` and `tries` of 'argsim'.
           rand     uniform rows (both codes)
           max      the replacement of the batch that the current model scores highest (Li et al., MAX)
           mix      each row flips a coin between the two (Li et al., MIX)

@@ -42,8 +42,8 @@ class Factorized(nn.Module):
       merge: 'add', 'max' or 'average' of the terms.
       normalise: cosines (the authors' code) or plain inner products.
       weighted: learn a weight for each term.
-      scale, shift: start of w and c. The authors draw w from uniform(-1.73, 1.73), so it may start with the wrong sign. shift None
-        leaves c out, as it must be before batch normalisation: it cancels there, and Adagrad would walk on its rounding errors.
+      scale, shift: start of w and c. The authors draw w from uniform(-1.73, 1.73), so it may start with the wrong sign. shift
+        None leaves c out: before batch normalisation it cancels, and Adagrad would walk on its rounding errors.
     """
 
     relations: int

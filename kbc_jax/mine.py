@@ -1,0 +1,136 @@
+"""Mining commonsense triples from text (Li et al. 2016; Jastrzębski et al. 2018, their human study).
+
+    python -m kbc_jax.mine patterns --out patterns.json [--data DIR --split official --top 15]
+    python -m kbc_jax.mine extract --patterns patterns.json --text a.txt b.txt.gz --out candidates.tsv [--format wikitext]
+    python -m kbc_jax.mine sheet --scored dnn=dnn.tsv factorized=factorized.tsv --out sheet.tsv --key key.json
+    python -m kbc_jax.mine agreement --key key.json anna.tsv ben.tsv
+
+Files of triples are tab-separated with a header: rel, head, tail, then columns of numbers: `count` (sentences) from `extract`,
+`score` for `sheet`. The data directory is --data, else QUINTET_DATA, else some toy facts.
+"""
+
+import argparse
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+from kbc_jax import mining, ratings, tagging
+from kbc_jax.data import RELATIONS, SPLITS, Triples, load_split
+from launch.cli import guarded
+from training.errors import UserError
+
+FORMATS = (*tagging.READERS, "masc")
+
+
+def patterns(args: argparse.Namespace) -> None:
+    """Learn the tag sequences of heads and tails from the training triples."""
+    train = load_split(args.split, args.data).train
+    present = [relation for relation in mining.MINED if relation in train.relation]
+    found = mining.learn_patterns(train, tagging.SpacyTagger(), relations=present, top=args.top, max_words=args.max_words)
+    mining.save_patterns(found, args.out)
+    for relation, sides in found.items():
+        head, tail = (", ".join(" ".join(tags) for tags, _ in side.most_common(3)) for side in sides)
+        print(f"{RELATIONS[relation]}: {head} ... / {tail} ...")
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Candidate triples of the texts that ConceptNet does not have, with the number of sentences each is in."""
+    kept, split = mining.load_patterns(args.patterns), load_split(args.split, args.data)
+    known = Triples.concatenate(split.train, *(part.positives() for part in split[1:]))
+    counted = mining.candidates(
+        _tagged(args.text, args.format, known),
+        kept,
+        known=known,
+        window=args.window,
+        minimum=args.minimum,
+        max_words=args.max_words,
+    )
+    if not counted:
+        raise UserError(f"no candidate is in {args.minimum} sentences: give more text or a lower --minimum")
+    triples, counts = mining.as_triples(counted)
+    mining.write_mined(args.out, triples, count=counts)
+    by_relation = Counter(triples.relation).most_common()
+    print(f"{triples.size} candidates:", ", ".join(f"{RELATIONS[relation]} {n}" for relation, n in by_relation))
+
+
+def _tagged(paths: list[str], form: str, known: Triples) -> Iterator[tuple[tagging.Token, ...]]:
+    if form == "masc":
+        lemmas = Counter(word for phrase in (*known.head, *known.tail) for word in phrase.split())
+        return itertools.chain.from_iterable(tagging.read_masc(path, lemmas) for path in paths)
+    return tagging.SpacyTagger()(itertools.chain.from_iterable(map(tagging.READERS[form], paths)))
+
+
+def sheet(args: argparse.Namespace) -> None:
+    """A blinded rating sheet of each model's best triples, and its key."""
+    models = {}
+    for item in args.scored:
+        name, equals, path = item.partition("=")
+        if not equals or not name or name in models:
+            raise UserError(f"--scored takes a name of its own for each file, NAME=FILE, not {item!r}")
+        triples, columns = mining.read_mined(path)
+        if "score" not in columns:
+            raise UserError(f"{path} has no column score to rank by; it has {', '.join(columns) or 'no numbers'}")
+        models[name], _ = mining.rank(triples, columns["score"])
+    rows = ratings.export_sheet(models, args.out, args.key, top=args.top, seed=args.seed)
+    print(f"{rows} rows in {args.out}; keep {args.key} from the raters")
+
+
+def agreement(args: argparse.Namespace) -> None:
+    """How raters agree, and the mean rating of each model."""
+    filled = ratings.import_sheets(args.sheets, args.key)
+    for rater, values in zip(filled.raters, filled.values, strict=True):
+        print(f"{rater}: {int((values >= 0).sum())} of {len(values)} rows filled in")
+    for (a, x), (b, y) in itertools.combinations(zip(filled.raters, filled.values, strict=True), 2):
+        print(f"{a} - {b}:", ", ".join(f"{name} {value:.4g}" for name, value in ratings.agreement(x, y).items()))
+    for model, row in ratings.model_means(filled).items():
+        print(f"{model}: mean {row['mean']:.2f} ± {row['error']:.2f} [{row['low']:.2f}, {row['high']:.2f}], n {row['n']}")
+
+
+def main(argv: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kbc_jax.mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run) -> argparse.ArgumentParser:
+        sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(run=run)
+        return sub
+
+    def conceptnet(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data", default="", help="folder of the ConceptNet-100k files")
+        sub.add_argument("--split", choices=SPLITS, default="official")
+        sub.add_argument("--max-words", type=int, default=5, help="longest phrase")
+
+    sub = command(patterns)
+    conceptnet(sub)
+    sub.add_argument("--out", required=True, help="JSON file to write")
+    sub.add_argument("--top", type=int, default=15, help="tag sequences kept for each side of a relation")
+
+    sub = command(extract)
+    conceptnet(sub)
+    sub.add_argument("--patterns", required=True, help="JSON file of `patterns`")
+    sub.add_argument("--text", nargs="+", required=True, help="files to read, plain or .gz")
+    sub.add_argument("--format", choices=FORMATS, default="plain", help="masc: word_TAG, needs no spaCy")
+    sub.add_argument("--out", required=True, help="TSV to write")
+    sub.add_argument("--window", type=int, default=10, help="most words between head and tail")
+    sub.add_argument("--minimum", type=int, default=7, help="least number of sentences")
+
+    sub = command(sheet)
+    sub.add_argument("--scored", nargs="+", required=True, metavar="NAME=FILE", help="TSV with a column score")
+    sub.add_argument("--out", required=True, help="TSV for the raters")
+    sub.add_argument("--key", required=True, help="JSON that tells which model picked what")
+    sub.add_argument("--top", type=int, default=100, help="best triples of each model")
+    sub.add_argument("--seed", type=int, default=777)
+
+    sub = command(agreement)
+    sub.add_argument("sheets", nargs="+", help="filled sheets, one of each rater")
+    sub.add_argument("--key", required=True)
+
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    guarded(main)

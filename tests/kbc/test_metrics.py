@@ -1,0 +1,203 @@
+"""Measures against their definitions, coded again the slow way; threshold rule and buckets against hand-made cases."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kbc_jax import metrics
+from training.errors import UserError
+
+
+def brute_threshold(scores, labels):
+    """Every score in file order; only a better accuracy replaces the one held."""
+    best, threshold = -1, None
+    for candidate in scores:
+        hits = sum((s >= candidate) == y for s, y in zip(scores, labels, strict=True))
+        if hits > best:
+            best, threshold = hits, candidate
+    return threshold, best / len(scores)
+
+
+def cases():
+    """Scores and labels with no ties, few levels (heavy ties), both zeros, one class, constant scores."""
+    rng = np.random.default_rng(0)
+    for levels in (1, 2, 3, 7, 1000):
+        for share in (0.2, 0.5, 1.0, 0.0):
+            scores = rng.integers(-levels, levels, 60).astype(np.float32) / levels
+            scores[::7] *= -1.0  # makes -0.0 too
+            yield scores, rng.random(60) < share
+    yield np.float32([3.0]), np.array([True])
+    yield np.float32([3.0]), np.array([False])
+
+
+@pytest.mark.parametrize("scores, labels", list(cases()))
+def test_threshold_is_the_first_best_in_file_order(scores, labels):
+    assert metrics.best_threshold(scores, labels) == pytest.approx(brute_threshold(scores, labels), abs=0)
+
+
+def test_threshold_takes_the_first_of_equally_good_ones():
+    assert metrics.best_threshold([1, 3, 2, 4], [True, True, False, True]) == (1, 0.75)  # 3 is as good, and so is 1
+    assert metrics.best_threshold([3, 1, 2, 4], [True, True, False, True]) == (3, 0.75)
+
+
+def test_threshold_on_the_device_is_that_of_the_host():
+    """jit, and vmap over eight score sets at once."""
+    batches = [pair for pair in cases() if len(pair[0]) == 60]
+    scores, labels = (jnp.stack(column) for column in zip(*batches, strict=True))
+    thresholds, best = jax.jit(jax.vmap(metrics.best_threshold_device))(scores, labels)
+    expected = [metrics.best_threshold(*pair) for pair in batches]
+    np.testing.assert_array_equal(thresholds, [t for t, _ in expected])
+    np.testing.assert_allclose(best, [a for _, a in expected], rtol=1e-6)
+
+
+def test_threshold_of_a_diverged_model_is_a_user_error():
+    with pytest.raises(UserError, match="diverged"):
+        metrics.best_threshold([0.1, float("nan")], [True, False])
+    with pytest.raises(UserError, match="empty"):
+        metrics.best_threshold([], [])
+
+
+SCORES = np.array([0.9, 0.8, 0.8, 0.6, 0.5, 0.5, 0.1, 0.0])
+LABELS = np.array([1, 1, 0, 0, 1, 0, 1, 0], bool)
+
+
+def test_thresholded_measures_by_hand():
+    """At 0.6: 2 true positives, 2 false positives, 2 false negatives, 2 true negatives; at 0.8: 2, 1, 2, 3."""
+    assert metrics.confusion(SCORES, LABELS, 0.8) == (2, 1, 2, 3)
+    assert metrics.accuracy(SCORES, LABELS, 0.8) == 5 / 8
+    assert metrics.f1(SCORES, LABELS, 0.8) == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+    assert metrics.balanced_accuracy(SCORES, LABELS, 0.8) == (2 / 4 + 3 / 4) / 2
+    assert metrics.accuracy(SCORES, LABELS, 0.6) == metrics.f1(SCORES, LABELS, 0.6) == 0.5
+    assert metrics.f1(SCORES, ~LABELS & False, 2.0) == 0  # neither true nor predicted positives
+
+
+def test_balanced_f1_is_f1_of_the_balanced_set():
+    """Repeating the rarer class until both are equal gives the same number; F1 itself moves with the class balance."""
+    scores, labels = np.r_[SCORES, SCORES[~LABELS], SCORES[~LABELS]], np.r_[LABELS, [False] * 8]
+    even = np.r_[SCORES, SCORES], np.r_[LABELS, LABELS]
+    assert metrics.balanced_f1(scores, labels, 0.55) == pytest.approx(metrics.f1(*even, 0.55))
+    assert metrics.f1(scores, labels, 0.55) < metrics.f1(*even, 0.55) - 0.1
+    assert metrics.balanced_f1(scores, labels, -1) == pytest.approx(2 / 3)
+
+
+def test_calling_everything_true():
+    """The values for shares of positives of 70, 59 and 22 %, and agreement with F1 at a threshold below every score."""
+    np.testing.assert_allclose([metrics.all_positive_f1(rate) for rate in (0.70, 0.59, 0.22)], [0.82, 0.74, 0.36], atol=5e-3)
+    assert metrics.all_positive_f1(LABELS[:3].mean()) == pytest.approx(metrics.f1(SCORES[:3], LABELS[:3], -1))
+
+
+@pytest.mark.parametrize("scores, labels", list(cases()))
+def test_auc_and_average_precision_by_definition(scores, labels):
+    positives, negatives = scores[labels], scores[~labels]
+    if len(positives) and len(negatives):
+        wins = [(p > n) + (p == n) / 2 for p in positives for n in negatives]
+        assert metrics.auc(scores, labels) == pytest.approx(np.mean(wins))
+    else:
+        assert math.isnan(metrics.auc(scores, labels))
+    area, recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        called = scores >= threshold
+        gained = (called & labels).sum() / max(labels.sum(), 1)
+        area, recall = area + (gained - recall) * labels[called].mean(), gained
+    found = metrics.average_precision(scores, labels)
+    assert found == pytest.approx(area) if len(positives) else math.isnan(found)
+
+
+def test_thirds_by_rank_keep_file_order_and_drop_the_rest():
+    np.testing.assert_array_equal(metrics.thirds([5, 1, 1, 0, 9, 1, 7, 8]), [2, 0, 1, 0, -1, 1, 2, -1])
+    assert np.bincount(metrics.thirds(np.arange(2400)[::-1])).tolist() == [800] * 3
+
+
+def test_fixed_cuts():
+    np.testing.assert_array_equal(metrics.buckets([0, 3.21, 3.22, 4.3, 4.31, 9]), [0, 0, 1, 1, 2, 2])
+
+
+def test_negatives_share_the_third_of_their_positive():
+    labels = np.arange(12) < 6
+    novelty = np.array([0, 5, 1, 4, 2, 3, 9, 0, 9, 0, 9, 0])
+    np.testing.assert_array_equal(metrics.paired_thirds(novelty, labels), [0, 2, 0, 2, 1, 1] * 2)
+    with pytest.raises(UserError, match="positives"):
+        metrics.paired_thirds(novelty, labels[::-1])
+
+
+def test_bucket_table():
+    """A bucket of one class has no AUC; bucket 1 is empty and bucket -1 is left out."""
+    rows = metrics.by_bucket(SCORES, LABELS, 0.55, [0, 0, 2, 2, 2, -1, 0, -1])
+    assert [(row["bucket"], row["n"]) for row in rows] == [(0, 3), (2, 3)]
+    assert rows[0]["positives"] == 1 and rows[0]["f1"] == 0.8 and math.isnan(rows[0]["auc"])
+    assert rows[1] == {"bucket": 2, **metrics.summary(SCORES[[2, 3, 4]], LABELS[[2, 3, 4]], 0.55)}
+
+
+def test_summary_repeats_the_single_measures():
+    found = metrics.summary(SCORES, LABELS, 0.8)
+    for name in ("accuracy", "f1", "balanced_accuracy", "balanced_f1"):
+        assert found[name] == getattr(metrics, name)(SCORES, LABELS, 0.8)
+    assert found["auc"] == metrics.auc(SCORES, LABELS) and found["ap"] == metrics.average_precision(SCORES, LABELS)
+    assert (found["n"], found["positives"], found["all_positive_f1"]) == (8, 0.5, pytest.approx(2 / 3))
+
+
+def test_relation_table_has_the_frequent_ones_first():
+    rows = metrics.by_relation(SCORES, LABELS, 0.55, ["isa", "hasa", "isa", "isa", "hasa", "hasa", "isa", "desires"])
+    assert [(row["relation"], row["n"]) for row in rows] == [("isa", 4), ("hasa", 3), ("desires", 1)]
+    assert rows[0]["accuracy"] == 1 / 4 and rows[0]["auc"] == 0.5
+    assert rows[1]["accuracy"] == 2 / 3 and rows[1]["auc"] == 0.75
+
+
+def slow_bootstrap(metric, a, b, labels, thresholds, draws):
+    """Differences of resampled seed means, with loops over draws, seeds and rows."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(draws):
+        rows = rng.integers(len(labels), size=len(labels))
+        means = []
+        for scores, cut in zip((a, b), thresholds, strict=True):
+            seeds = rng.integers(len(scores), size=len(scores))
+            means.append(np.mean([metric(scores[s, rows], labels[rows], cut[s]) for s in seeds]))
+        found.append(means[0] - means[1])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("name", metrics.THRESHOLDED)
+def test_paired_bootstrap_agrees_with_loops(name):
+    rng = np.random.default_rng(0)
+    labels = rng.random(200) < 0.4
+    a, b = (labels + rng.normal(size=(seeds, 200)) * noise for seeds, noise in ((3, 0.6), (2, 0.8)))
+    cuts = np.array([0.5, 0.4, 0.6]), np.array([0.5, 0.3])
+    slow = slow_bootstrap(getattr(metrics, name), a, b, labels, cuts, 1500)
+    found = metrics.paired_bootstrap(name, a, b, labels, *cuts, draws=4000)
+    spread = slow.std()
+    mean_a, mean_b = (
+        np.mean([getattr(metrics, name)(s, labels, cut) for s, cut in zip(scores, own, strict=True)])
+        for scores, own in zip((a, b), cuts, strict=True)
+    )
+    assert found.mean == pytest.approx(mean_a - mean_b)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(slow, [0.025, 0.975]), atol=0.25 * spread)
+    assert found.not_positive == pytest.approx(np.mean(slow <= 0), abs=0.03)
+    assert found == metrics.paired_bootstrap(name, a, b, labels, *cuts, draws=4000)
+
+
+def test_bootstrap_pairs_the_rows():
+    """Two equal single-seed models differ in no draw, whatever the rows."""
+    found = metrics.paired_bootstrap("f1", [SCORES], [SCORES], LABELS, [0.55], [0.55], draws=100)
+    assert found == (0, 0, 0, 1)
+
+
+def test_bootstrap_draws_seeds_of_each_arm_on_their_own():
+    """Seeds that are all right or all wrong: a draw's difference is one of -1, -1/2, 0, 1/2, 1, above 0 with chance 5/16."""
+    scores = np.array([LABELS, ~LABELS], float)
+    found = metrics.paired_bootstrap("accuracy", scores, scores, LABELS, [0.5] * 2, [0.5] * 2, draws=4000)
+    assert found.not_positive == pytest.approx(11 / 16, abs=0.03)
+    assert (found.mean, found.low, found.high) == (0, -1, 1)
+
+
+def test_bootstrap_of_an_unknown_measure():
+    with pytest.raises(UserError, match="auc"):
+        metrics.paired_bootstrap("auc", [SCORES], [SCORES], LABELS, [0], [0])
+
+
+def test_mean_and_sample_deviation():
+    assert metrics.mean_sd([1, 2, 4]) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
+    mean, sd = metrics.mean_sd([0.5])
+    assert mean == 0.5 and math.isnan(sd)
