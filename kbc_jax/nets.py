@@ -204,12 +204,12 @@ class Fusion(nn.Module):
 
     relations: int
     width: int
-    hidden: int = 1000
-    product: int = 300
+    hidden: int = 500
+    product: int = 200
     dropout: float = 0.3
 
     def setup(self) -> None:
-        self.pairs = Factorized(self.relations, self.width, self.hidden, share=0, scale=3.0)
+        self.pairs = Factorized(self.relations, self.width, self.hidden, scale=3.0)
         self.deep = DNN(self.relations, self.width, self.hidden, dropout=self.dropout)
         self.u, self.v = nn.Dense(self.product), nn.Dense(self.product)
         self.gates = self.param("gates", nn.initializers.normal(0.05), (self.relations, self.product), jnp.float32)
