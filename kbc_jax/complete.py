@@ -14,13 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from kbc_jax import adagrad, embeddings, negatives, nets
+from kbc_jax import adagrad, embeddings, metrics, negatives, nets
 from kbc_jax.data import RELATIONS, phrase_means
-from kbc_jax.metrics import best_threshold_device
 from kbc_jax.source import Knowledge, TripleSource, open_knowledge
 from training.data import DatasetStream
 from training.errors import UserError
-from training.method import Method, Stream, TrainState
+from training.method import Eval, Method, Stream, TrainState
 from training.rng import key_for
 from training.sharding import check_batch, path_name, place_replicated
 
@@ -30,6 +29,8 @@ CLIP = 16.118095  # logit of 1 - 1e-7, where Keras and Li et al. clip probabilit
 def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     """The scorer that `config.net` describes, trained on the first of `config.data.splits`, selected on each of them."""
     check_batch(config.batch, mesh)
+    if config.l2.mode not in ("lazy", "dense"):
+        raise UserError(f"l2.mode {config.l2.mode!r} is unknown: use 'lazy' or 'dense'")
     knowledge = open_knowledge(config.data)
     source = TripleSource(knowledge.lexicon.ids(knowledge.train))
     updates = config.updates or len(source) // config.batch
@@ -85,10 +86,12 @@ def make_method(config: ConfigDict, knowledge: Knowledge, mesh: Mesh) -> Method:
         return place_replicated(host, mesh)
 
     def step(state: TrainState, batch: jax.Array, consts: Any) -> tuple[TrainState, dict]:
-        state, metrics = epoch(state, batch, consts, net=net, config=config)
-        return select(state, consts, net=net, config=config, metrics=metrics)
+        state, losses = epoch(state, batch, consts, net=net, config=config)
+        state, accuracies = select(state, consts, net=net, config=config)
+        return state, {**losses, **accuracies}
 
-    return Method(init=init, step=step, consts=consts, warm=warm)
+    evals = {"test": Eval(0, lambda state, step: test_scores(state, knowledge, sentences, net=net))}  # once, at the end
+    return Method(init=init, step=step, evals=evals, consts=consts, warm=warm)
 
 
 def epoch(state: TrainState, batch: jax.Array, consts: Any, *, net: nets.Scorer, config: ConfigDict) -> tuple[TrainState, dict]:
@@ -142,11 +145,14 @@ def loss_fn(
     h, t: [B, D] vectors of the heads and tails of `triples` int32 [B, 3].
     """
     B, relation = len(triples), triples[:, 1]
-    variables = {"params": _net_params(params), "batch_stats": stats}
     key, dropout = jax.random.split(key)
-    swaps = negatives.draw(key, config.negatives, triples, consts.get("sums"), lambda: _frozen(net, variables, h, t))
+    swaps = negatives.draw(
+        key, config.negatives, triples, consts.get("sums"), lambda: _frozen(net, variables(params, stats), h, t)
+    )
     i, r, j = negatives.index(relation, swaps)
-    logits, new = net.apply(variables, h, t, i, r, j, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
+    logits, new = net.apply(
+        variables(params, stats), h, t, i, r, j, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
+    )
     logits = jnp.clip(logits, -CLIP, CLIP)
     if config.loss.kind == "bce":
         loss = (jax.nn.softplus(logits) - jnp.where(jnp.arange(len(logits)) < B, logits, 0)).mean()
@@ -172,14 +178,16 @@ def _penalty(params: dict, relation: jax.Array, l2: ConfigDict) -> jax.Array:
     return total
 
 
-def _frozen(net: nets.Scorer, variables: dict, h: jax.Array, t: jax.Array) -> tuple:
+def _frozen(net: nets.Scorer, weights: dict, h: jax.Array, t: jax.Array) -> tuple:
     """(net bound to constants, slots): for negatives that the current model finds hardest."""
-    bound = net.bind(jax.lax.stop_gradient(variables))
+    bound = net.bind(jax.lax.stop_gradient(weights))
     return bound.model, bound.slots(*jax.lax.stop_gradient((h, t)))
 
 
-def _net_params(params: dict) -> dict:
-    return {"model": params["net"], **({"norm": params["norm"]} if "norm" in params else {})}
+def variables(params: dict, stats: Any) -> dict:
+    """What `Scorer.apply` takes, from a run's parameters and batch statistics."""
+    own = {"model": params["net"], **({"norm": params["norm"]} if "norm" in params else {})}
+    return {"params": own, "batch_stats": stats}
 
 
 def _phrases(vectors: jax.Array, words: jax.Array, sentences: jax.Array, mask_pad: bool) -> jax.Array:
@@ -192,29 +200,41 @@ def score(params: dict, stats: Any, words: jax.Array, sentences: jax.Array, rela
     """Logits [n]: words int32 [2, n, W] and sentences [2, n, S] of the heads and of the tails."""
     h, t = (jnp.concatenate([nets.phrase_mean(params["words"][w], w), s], 1) for w, s in zip(words, sentences, strict=True))
     i = jnp.arange(len(relation))
-    return net.apply({"params": _net_params(params), "batch_stats": stats}, h, t, i, relation, i, train=False)
+    return net.apply(variables(params, stats), h, t, i, relation, i, train=False)
 
 
-def select(state: TrainState, consts: Any, *, net: nets.Scorer, config: ConfigDict, metrics: dict) -> tuple[TrainState, dict]:
+def select(state: TrainState, consts: Any, *, net: nets.Scorer, config: ConfigDict) -> tuple[TrainState, dict]:
     """Threshold on dev1, accuracy on dev2; keep the best parameters of each split; the first split drives the plateau."""
-    extra, metrics = dict(state.extra), dict(metrics)
-    best = {}
+    extra, best, seen = dict(state.extra), {}, {}
     for number, (name, dev) in enumerate(consts["dev"].items()):
         found = {}
         for part, (ids, label) in dev.items():
             pair = ids[:, [0, 2]].T
             logits = score(state.params, extra["stats"], consts["words"][pair], consts["sentences"][pair], ids[:, 1], net)
             if part == "dev1":
-                threshold, found["dev1"] = best_threshold_device(logits, label)
+                threshold, found["dev1"] = metrics.best_threshold_device(logits, label)
             else:
                 found["dev2"] = ((logits >= threshold) == label).mean()
         now = {"params": state.params, "stats": extra["stats"], **found, "threshold": threshold, "epoch": state.step}
         old = extra["best"][name]
         best[name] = jax.tree.map(lambda o, n, better=found["dev2"] > old["dev2"]: jnp.where(better, n, o), old, now)
-        metrics |= {f"{part}_{name}": value for part, value in found.items()}
+        seen |= {f"{part}_{name}": value for part, value in found.items()}
         if number == 0:
             extra["plateau"] = plateau(extra["plateau"], found["dev2"], **config.optim.plateau)
-    return state.replace(extra={**extra, "best": best}), metrics
+    return state.replace(extra={**extra, "best": best}), seen
+
+
+def test_scores(state: TrainState, knowledge: Knowledge, sentences: np.ndarray, *, net: nets.Scorer) -> dict[str, float]:
+    """Accuracy, F1, AUC on the test triples of each split, at the epoch and threshold chosen for it."""
+    found, words = {}, knowledge.lexicon.phrase_words
+    for name, split in knowledge.splits.items():
+        best, ids = state.extra["best"][name], knowledge.lexicon.ids(split.test)
+        pair = ids[:, [0, 2]].T
+        run = jax.jit(lambda params, stats, *rest: score(params, stats, *rest, net))
+        logits = np.asarray(run(best["params"], best["stats"], words[pair], sentences[pair], ids[:, 1]))
+        facts = metrics.summary(logits, split.test.label, float(best["threshold"]))
+        found |= {f"{key}_{name}": facts[key] for key in ("accuracy", "f1", "auc")}
+    return found
 
 
 def plateau(state: dict, value: jax.Array, *, patience: int, factor: float) -> dict:

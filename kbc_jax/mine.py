@@ -2,11 +2,13 @@
 
     python -m kbc_jax.mine patterns --out patterns.json [--data DIR --split official --top 15]
     python -m kbc_jax.mine extract --patterns patterns.json --text a.txt b.txt.gz --out candidates.tsv [--format wikitext]
+    python -m kbc_jax.mine score --run RUN --candidates candidates.tsv --out scored.tsv
+    python -m kbc_jax.mine walk --scored scored.tsv --out walk.tsv [--cuts 3.22 4.31 --top 100]
     python -m kbc_jax.mine sheet --scored dnn=dnn.tsv factorized=factorized.tsv --out sheet.tsv --key key.json
     python -m kbc_jax.mine agreement --key key.json anna.tsv ben.tsv
 
 Files of triples are tab-separated with a header: rel, head, tail, then columns of numbers: `count` (sentences) from `extract`,
-`score` for `sheet`. The data directory is --data, else QUINTET_DATA, else some toy facts.
+`score` from `score`, `novelty` and `bucket` from `walk`. The data directory is --data, else QUINTET_DATA, else some toy facts.
 """
 
 import argparse
@@ -14,8 +16,10 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from kbc_jax import mining, ratings, tagging
-from kbc_jax.data import RELATIONS, SPLITS, Triples, load_split
+import numpy as np
+
+from kbc_jax import embeddings, mining, novelty, ratings, tagging
+from kbc_jax.data import RELATIONS, SPLITS, Lexicon, Triples, load_split
 from launch.cli import guarded
 from training.errors import UserError
 
@@ -60,6 +64,47 @@ def _tagged(paths: list[str], form: str, known: Triples) -> Iterator[tuple[taggi
     return tagging.SpacyTagger()(itertools.chain.from_iterable(map(tagging.READERS[form], paths)))
 
 
+def score(args: argparse.Namespace) -> None:
+    """Rank candidates by a trained run: the mean score of its seeds."""
+    from kbc_jax import scorer
+
+    triples, columns = mining.read_mined(args.candidates)
+    scores = scorer.load(args.workdir, args.selected_on).score(triples).mean(0)
+    order = np.argsort(-scores, kind="stable")
+    columns = {name: values[order] for name, values in columns.items() if name != "score"}
+    mining.write_mined(args.out, triples.take(order), **columns, score=scores[order])
+    print(f"{triples.size} triples in {args.out}, best first")
+
+
+def walk(args: argparse.Namespace) -> None:
+    """A ranking's best triples in each range of novelty, and the mean novelty of its top."""
+    ranked, columns = _scored(args.scored)
+    split = load_split(args.split, args.data)
+    lexicon = Lexicon.build(split.train, ranked)
+    vectors = embeddings.word_vectors("skipgram", lexicon, split.train)
+
+    def distance(triples: Triples) -> np.ndarray:
+        return novelty.novelty(split.train, triples, lexicon, vectors)[0]
+
+    buckets = mining.bucket_walk(ranked, distance, args.cuts, per_bucket=args.top)
+    rows = np.concatenate([bucket.rows for bucket in buckets])
+    found = {"novelty": np.concatenate([bucket.novelty for bucket in buckets])}
+    found["bucket"] = np.repeat(np.arange(len(buckets)), [len(bucket.rows) for bucket in buckets])
+    mining.write_mined(args.out, ranked.take(rows), **{name: values[rows] for name, values in columns.items()}, **found)
+    print("triples in each bucket:", ", ".join(str(len(bucket.rows)) for bucket in buckets))
+    for count, mean in mining.mean_novelty_of_top(ranked, distance, (100, 1000, 10_000)).items():
+        print(f"mean novelty of the best {count}: {mean:.2f}")
+
+
+def _scored(path: str) -> tuple[Triples, dict[str, np.ndarray]]:
+    """Triples by falling score, with their columns in the same order."""
+    triples, columns = mining.read_mined(path)
+    if "score" not in columns:
+        raise UserError(f"{path} has no column score to rank by; it has {', '.join(columns) or 'no numbers'}")
+    order = np.argsort(-columns["score"], kind="stable")
+    return triples.take(order), {name: values[order] for name, values in columns.items()}
+
+
 def sheet(args: argparse.Namespace) -> None:
     """A blinded rating sheet of each model's best triples, and its key."""
     models = {}
@@ -67,10 +112,7 @@ def sheet(args: argparse.Namespace) -> None:
         name, equals, path = item.partition("=")
         if not equals or not name or name in models:
             raise UserError(f"--scored takes a name of its own for each file, NAME=FILE, not {item!r}")
-        triples, columns = mining.read_mined(path)
-        if "score" not in columns:
-            raise UserError(f"{path} has no column score to rank by; it has {', '.join(columns) or 'no numbers'}")
-        models[name], _ = mining.rank(triples, columns["score"])
+        models[name], _ = _scored(path)
     rows = ratings.export_sheet(models, args.out, args.key, top=args.top, seed=args.seed)
     print(f"{rows} rows in {args.out}; keep {args.key} from the raters")
 
@@ -116,6 +158,21 @@ def main(argv: list[str]) -> None:
     sub.add_argument("--out", required=True, help="TSV to write")
     sub.add_argument("--window", type=int, default=10, help="most words between head and tail")
     sub.add_argument("--minimum", type=int, default=7, help="least number of sentences")
+
+    sub = command(score)
+    sub.add_argument("--run", required=True, dest="workdir", help="workdir of a completion run")
+    sub.add_argument("--selected-on", default="", help="split whose dev sets chose the epoch; default: the run's first")
+    sub.add_argument("--candidates", required=True, help="TSV of `extract`")
+    sub.add_argument("--out", required=True, help="TSV to write, best first")
+
+    sub = command(walk)
+    conceptnet(sub)
+    sub.add_argument("--scored", required=True, help="TSV of `score`")
+    sub.add_argument(
+        "--cuts", type=float, nargs="+", default=mining.NOVELTY_CUTS, help="default: the paper's, for OMCS vectors"
+    )
+    sub.add_argument("--top", type=int, default=100, help="triples kept in each bucket")
+    sub.add_argument("--out", required=True, help="TSV to write")
 
     sub = command(sheet)
     sub.add_argument("--scored", nargs="+", required=True, metavar="NAME=FILE", help="TSV with a column score")

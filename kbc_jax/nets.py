@@ -19,7 +19,7 @@ from flax import linen as nn
 from training.errors import UserError
 
 TERMS = {"ht": ("h", "t"), "hr": ("h", "r"), "rt": ("r", "t")}
-BLOCK = 64  # heads (or tails) whose hidden layers of a full grid are alive at once
+BLOCK = 8  # heads (or tails) whose hidden layers of a full grid are alive at once: few, to stay in the cache
 
 
 class Slots(NamedTuple):
@@ -274,6 +274,7 @@ def build(kind: str, *, relations: int, width: int, bn: bool, **options: Any) ->
     """The scorer that a config's `net` section describes."""
     if kind not in MODELS:
         raise UserError(f"net.kind {kind!r} is unknown: use one of {', '.join(MODELS)}")
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}  # from JSON
     return Scorer(MODELS[kind](relations=relations, width=width, **options), bn)
 
 

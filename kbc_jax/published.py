@@ -14,7 +14,7 @@ REDRAWN = {"dnn": 0.892, "factorized": 0.890, "prototypical": 0.794}
 # Official negatives: the authors' config comment (factorized), their Keras port (dnn), Li et al. 2016 from memory (bilinear).
 OFFICIAL = {"factorized": 0.9196, "dnn": 0.906, "bilinear": 0.917}
 
-# Mean human quality (0-4) of each model's best 100 mined from Wikipedia, by novelty under OMCS vectors: below 3.22, to 4.31, above.
+# Mean human quality (0-4) of each model's best 100 mined from Wikipedia, by novelty under OMCS vectors (cuts 3.22, 4.31).
 MINED = {"dnn": (2.47, 2.34, 1.41), "factorized": (2.57, 2.12, 2.24), "prototypical": (2.33, 2.24, 1.63)}
 
 # Mean novelty of the best K mined triples.
@@ -23,8 +23,8 @@ TOP_NOVELTY = {
     "bilinear": {100: 6.56, 1000: 6.21, 10_000: 5.84, 100_000: 5.76, 1_000_000: 5.88},
 }
 
-# Link prediction on CN-100K and CN-82K, filtered, mean of both directions: MRR, Hits@1, Hits@3, Hits@10. From the literature, not
-# checked against the papers: Malaviya et al. 2020 (first four), Wang et al. 2021 (InductivE).
+# Link prediction, filtered, mean of both directions: MRR, Hits@1, Hits@3, Hits@10. From memory of the literature, not checked:
+# Malaviya et al. 2020 (the first three), Wang et al. 2021 (InductivE).
 LINKS = {
     "DistMult (CN-100K)": (0.0897, 0.0451, 0.0976, 0.1744),
     "ConvE (CN-100K)": (0.2088, 0.1397, 0.2291, 0.3402),

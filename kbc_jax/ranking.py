@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kbc_jax import nets
+from kbc_jax.complete import variables
 from training.errors import UserError
 
 HITS = (1, 3, 10)
@@ -60,7 +61,7 @@ def ranks(
       test: int32 [n, 3] (head phrase, relation, tail phrase).
       known: int32 [m, 3], true triples of training, validation and test: a question's other answers are left out.
       block: test triples scored at once; 8 block candidates_block bytes for their grid. The phrases are mapped anew for each.
-      candidates_block: phrases scored at once. DNN and Fusion need 64 hidden candidates_block floats beside the grid.
+      candidates_block: phrases scored at once. DNN and Fusion need nets.BLOCK hidden candidates_block floats beside the grid.
 
     Raises UserError for an empty test set, and for scores that are not finite.
     """
@@ -122,20 +123,15 @@ def _programs(net: nets.Scorer) -> tuple[Callable, Callable]:
 
     def slots(params: dict, stats: Any, heads: tuple, tails: tuple) -> nets.Slots:
         h, t = (jnp.concatenate([nets.phrase_mean(params["words"][w], w), s], 1) for w, s in (heads, tails))
-        return net.apply(_variables(params, stats), h, t, method="slots")
+        return net.apply(variables(params, stats), h, t, method="slots")
 
     def score(params: dict, stats: Any, asked: nets.Slots, relation: jax.Array, phrases: tuple, count: int) -> jax.Array:
-        found, variables = slots(params, stats, phrases, phrases), _variables(params, stats)
-        heads = net.apply(variables, nets.Slots(found.h, asked.r, asked.t), relation, method="heads")
-        tails = net.apply(variables, nets.Slots(asked.h, asked.r, found.t), relation, method="tails")
+        found, weights = slots(params, stats, phrases, phrases), variables(params, stats)
+        heads = net.apply(weights, nets.Slots(found.h, asked.r, asked.t), relation, method="heads")
+        tails = net.apply(weights, nets.Slots(asked.h, asked.r, found.t), relation, method="tails")
         return jnp.where(jnp.arange(len(phrases[0])) < count, jnp.stack([heads, tails]), -jnp.inf)
 
     return jax.jit(slots), jax.jit(score)
-
-
-def _variables(params: dict, stats: Any) -> dict:
-    norm = {"norm": params["norm"]} if "norm" in params else {}
-    return {"params": {"model": params["net"], **norm}, "batch_stats": stats}
 
 
 def _answers_first(test: np.ndarray, phrases: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import functools
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Trained(NamedTuple):
         phrases = list(dict.fromkeys((*triples.head, *triples.tail)))
         place = {phrase: i for i, phrase in enumerate(phrases)}
         pair = np.array([[place[p] for p in column] for column in (triples.head, triples.tail)])
-        words, sentences = self.lexicon.encode(phrases), self._sentences(phrases)
+        words, sentences = self.lexicon.encode(phrases), self.sentences(phrases)
         relation = self.lexicon.relation_ids(triples.relation)
         run, found = _program(self.net), []
         for start in range(0, triples.size, CHUNK):
@@ -48,7 +49,8 @@ class Trained(NamedTuple):
             found.append(run(self.params, self.stats, words[pair[:, rows]], sentences[pair[:, rows]], relation[rows]))
         return np.concatenate(found, 1)[:, : triples.size]
 
-    def _sentences(self, phrases: list[str]) -> np.ndarray:
+    def sentences(self, phrases: Sequence[str]) -> np.ndarray:
+        """Sentence vectors float32 [n, S] of phrases; S is 0 where the run does not use them."""
         if not self.config.words.sentences:
             return np.zeros((len(phrases), 0), np.float32)
         known = _known_sentences(self.lexicon)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kbc_jax import baselines, embeddings, metrics, scorer
-from kbc_jax.data import RELATIONS, Lexicon, Split, Triples, find_directory, load_split
+from kbc_jax.data import RELATIONS, Lexicon, Split, Triples, find_directory, load_split, phrase_means
 from kbc_jax.mining import mean_novelty_of_top, rank, read_mined
 from kbc_jax.novelty import nearest
 from kbc_jax.ratings import human_466
@@ -36,15 +36,19 @@ class Arm(NamedTuple):
     epoch: np.ndarray  # [seeds], chosen on dev2
 
 
+def workdirs(folder: Path) -> list[Path]:
+    """The runs that lie in a folder, or the folder itself, that have a checkpoint."""
+    return sorted(path.parent for path in folder.rglob("config.json") if (path.parent / "checkpoints").is_dir())
+
+
 def collect(runs: Path, split: str, parts: Mapping[str, Triples]) -> dict[str, Arm]:
     """Every trained arm of a split, by model name."""
     suffix, found = SUFFIXES.get(split, ""), {}
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
         name = folder.name.removesuffix(suffix)
-        workdirs = sorted(p.parent for p in folder.rglob("config.json") if (p.parent / "checkpoints").is_dir())
-        if not workdirs or not folder.name.endswith(suffix) or any(name.endswith(s) for s in SUFFIXES.values()):
+        if not workdirs(folder) or not folder.name.endswith(suffix) or any(name.endswith(s) for s in SUFFIXES.values()):
             continue
-        trained = [scorer.load(workdir, split) for workdir in workdirs]
+        trained = [scorer.load(workdir, split) for workdir in workdirs(folder)]
         scores = {part: np.concatenate([t.score(rows) for t in trained]) for part, rows in parts.items()}
         found[name] = Arm(scores, np.concatenate([t.threshold for t in trained]), np.concatenate([t.epoch for t in trained]))
     return found
@@ -80,8 +84,6 @@ def novelties(split: Split, lexicon: Lexicon) -> dict[str, np.ndarray]:
 
 def _phrases(kind: str, lexicon: Lexicon, train: Triples) -> np.ndarray | None:
     """Phrase vectors for novelty; None where their package is not installed."""
-    from kbc_jax.data import phrase_means
-
     try:
         if kind == "minilm":
             return embeddings.phrase_vectors(lexicon)
@@ -174,7 +176,7 @@ def mined(arm: Arm, triples: Mapping[str, Triples], ratings: np.ndarray, novelty
     tops = []
     for scores in arm.score["novel3000"]:
         ranked, _ = rank(triples["novel3000"], scores)
-        means = mean_novelty_of_top(ranked, lambda t: np.array([by_key[key] for key in t.keys()]), TOP)
+        means = mean_novelty_of_top(ranked, lambda t: np.array(list(map(by_key.get, t.keys()))), TOP)
         tops.append({str(k): v for k, v in means.items()})
     return {"human": over_seeds(rows), "novelty_of_top": over_seeds(tops)}
 

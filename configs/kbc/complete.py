@@ -72,7 +72,6 @@ def model(c: ConfigDict, name: str) -> None:
         c.l2.update({"words": 1e-3, "net": {"map/kernel": 1e-3, "map/bias": 1e-3, "matrices": 1e-3}})
     else:
         c.net = {"kind": "fusion", "bn": False, "hidden": 500, "product": 200, "dropout": 0.3}
-        c.steps = 10
         c.words.sentences = True
         c.l2.net = {}
 

@@ -5,22 +5,20 @@
 set -euo pipefail
 runs=${1:?folder for the runs}
 cd "$(dirname "$0")/../.."
-train() { # variant seed [epochs]
-  python -m launch.train --config "configs/kbc/complete.py:$1" --config.seed="$2" --workdir "$runs/$1/$2" ${3:+--config.steps=$3}
+epochs=${EPOCHS:-15}
+train() { # variant seed
+  python -m launch.train --config "configs/kbc/complete.py:$1" --config.seed="$2" --workdir "$runs/$1/$2" --config.steps="$epochs"
 }
 for seed in 0 1 2 3 4; do
-  for model in factorized dnn prototypical bilinear; do
-    train "$model" "$seed" 15
-    train "${model}_random" "$seed" 15
+  for model in factorized dnn prototypical bilinear fusion; do
+    train "$model" "$seed"
+    train "${model}_random" "$seed"
   done
-  train fusion "$seed"
-  train fusion_random "$seed"
 done
 for seed in 0 1 2 3 4; do
-  train factorized_dense "$seed" 15
-  train factorized_dense_random "$seed" 15
+  train factorized_dense "$seed"
+  train factorized_dense_random "$seed"
 done
 for seed in 0 1 2; do
-  train factorized_cn82k "$seed" 15
-  train fusion_cn82k "$seed"
+  train factorized_cn82k "$seed"
 done

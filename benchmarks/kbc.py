@@ -1,0 +1,214 @@
+"""Side by side in one process: epochs of Factorized against naive eager PyTorch, and the novelty search.
+
+    python -m benchmarks.kbc [--epoch-updates 500] [--torch-updates 50] [--rounds 3] [--queries 2400] [--data DIR] [--json FILE]
+
+Both sides train the same model (200 wide, 1000 hidden, batch 200, one corruption of each slot) on all cores, in turns. Ours is
+`Method.step` of one seed: the updates, and the choice of the threshold on dev1 and of the epoch on dev2. PyTorch's is the
+updates alone. Drawing the corruptions counts; compilation and first calls do not.
+
+The yardstick is one product of two 2048 x 2048 float32 matrices in numpy, timed in each round: it says how fast, and how busy,
+the machine was. Without a data folder (--data or QUINTET_DATA) the triples are random, of the same numbers. The words' vectors
+are random either way.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs.kbc.complete import get_config
+from kbc_jax import complete, embeddings, novelty
+from kbc_jax.data import RELATIONS, Lexicon, Split, Triples, find_directory, phrase_means
+from kbc_jax.source import Knowledge, open_knowledge
+from launch.cli import guarded
+from training import runtime
+from training.sharding import make_mesh, replicated
+
+TRAIN, DEV, TEST, PHRASES, WORDS = 100_000, 1200, 2400, 78_000, 21_500  # of ConceptNet-100k
+YARDSTICK = 2048
+
+Run = Callable[[], float]  # one round -> seconds, or positives a second
+
+
+def synthetic(seed: int = 0) -> Knowledge:
+    """Random triples in the numbers of ConceptNet-100k: phrases of one to four words, half of dev and test true."""
+    rng = np.random.default_rng(seed)
+    words = np.array([f"w{i}" for i in range(WORDS)])
+    phrases = np.array([" ".join(rng.choice(words, rng.integers(1, 5))) for _ in range(PHRASES)])
+    relations = np.array(list(RELATIONS))
+
+    def triples(n: int, half: bool) -> Triples:
+        columns = rng.choice(relations, n), rng.choice(phrases, n), rng.choice(phrases, n)
+        return Triples(*(tuple(column.tolist()) for column in columns), np.arange(n) < (n // 2 if half else n))
+
+    split = Split(triples(TRAIN, False), triples(DEV, True), triples(DEV, True), triples(TEST, True))
+    return Knowledge({"official": split}, Lexicon.build(*split))
+
+
+def yardstick() -> Run:
+    """Seconds of one matrix product."""
+    a = np.random.default_rng(0).random((YARDSTICK, YARDSTICK), np.float32)
+    return _seconds(lambda: a @ a)
+
+
+def epochs(knowledge: Knowledge, mode: str, updates: int) -> Run:
+    """Positives a second of one `Method.step` of `updates` updates, with 'lazy' or 'dense' L2."""
+    config = get_config("factorized")
+    with config.unlocked():
+        config.update({"updates": updates, "words": {"kind": "random"}, "l2": {"mode": mode}})
+    everywhere = replicated(mesh := make_mesh(1, 1, 1))
+    method = complete.make_method(config, knowledge, mesh)
+    state = jax.device_put(method.warm(jax.jit(lambda: method.init(jnp.uint32(0), None))()), everywhere)
+    step, consts = jax.jit(method.step, donate_argnums=0, out_shardings=everywhere), method.consts()
+    ids, rng = knowledge.lexicon.ids(knowledge.train), np.random.default_rng(0)
+
+    def epoch() -> None:
+        nonlocal state
+        batch = np.resize(rng.permutation(ids), (updates * config.batch, 3))
+        state, metrics = step(state, batch, consts)
+        jax.block_until_ready(metrics)
+
+    epoch()  # compiles
+    return _rate(epoch, updates * config.batch)
+
+
+def torch_updates(knowledge: Knowledge, updates: int) -> Run | None:
+    """Positives a second of naive PyTorch, or None without it."""
+    try:
+        import torch
+
+        from benchmarks import kbc_torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        return None
+    torch.set_num_threads(_cores())
+    config, lexicon = get_config("factorized"), knowledge.lexicon
+    vectors = embeddings.word_vectors("random", lexicon, knowledge.train)
+    model = kbc_torch.Factorized(len(RELATIONS), vectors.shape[1], config.net.hidden)
+    net = kbc_torch.Completion(model, torch.from_numpy(vectors), bn=True)
+    optimiser = kbc_torch.adagrad(net, config.optim.lr)
+    ids, phrases = (torch.from_numpy(x.astype(np.int64)) for x in (lexicon.ids(knowledge.train), lexicon.phrase_words))
+
+    def some(n: int) -> None:
+        for _ in range(n):
+            triples = ids[torch.randint(len(ids), (config.batch,))]
+            kbc_torch.update(net, optimiser, phrases, triples, torch.randint(config.batch, (config.batch, 3)))
+
+    some(2)  # first calls allocate
+    return _rate(lambda: some(updates), updates * config.batch)
+
+
+def novelty_search(knowledge: Knowledge, queries: int) -> Run:
+    """Seconds to find the nearest training triple of `queries` triples."""
+    lexicon, split = knowledge.lexicon, knowledge.splits["official"]
+    vectors = embeddings.word_vectors("random", lexicon, split.train)
+    phrases = phrase_means(vectors, lexicon.phrase_words)
+    pairs, known = (lexicon.ids(part)[:, [0, 2]] for part in (split.test, split.train))
+    pairs = np.resize(pairs, (queries, 2))
+    novelty.nearest(phrases, pairs[:1], known)  # compiles
+    return _seconds(lambda: novelty.nearest(phrases, pairs, known))
+
+
+def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    """What each run returned in each round; they take turns, so that a busy moment hits all of them."""
+    found = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            found[name].append(run())
+    return found
+
+
+def ratios(found: dict[str, list[float]]) -> dict[str, float]:
+    """Medians over the rounds of our rate by PyTorch's."""
+    if "torch" not in found:
+        return {}
+    pairs = {mode: zip(found[mode], found["torch"], strict=True) for mode in ("lazy", "dense")}
+    return {mode: statistics.median(ours / theirs for ours, theirs in pair) for mode, pair in pairs.items()}
+
+
+def table(result: dict) -> str:
+    """The result for people."""
+    medians, lines = result["median"], [f"data: {result['data']}; {result['cores']} cores; median of {result['rounds']} rounds"]
+    lines.append(f"  {f'yardstick: {YARDSTICK}^3 product, numpy':44s} {medians['yardstick'] * 1e3:10.0f} ms")
+    rates = {"lazy": "Factorized, lazy L2", "dense": "Factorized, dense L2", "torch": "naive PyTorch, dense L2"}
+    for name, label in rates.items():
+        times = f"   {result['ratio'][name]:5.1f} x PyTorch" if name in result["ratio"] else ""
+        value = (
+            f"{medians[name]:10,.0f} positives/s{times}"
+            if name in medians
+            else "   skipped: no torch (make parity installs it)"
+        )
+        lines.append(f"  {label:44s} {value}")
+    label = f"novelty of {result['queries']:,} x {result['training_triples']:,} triples"
+    return "\n".join([*lines, f"  {label:44s} {medians['novelty']:10.2f} s"])
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kbc", description=__doc__.split("\n")[0])
+    parser.add_argument("--epoch-updates", type=_positive, default=500, help="updates of one epoch of ours")
+    parser.add_argument("--torch-updates", type=_positive, default=50, help="updates of PyTorch in a round")
+    parser.add_argument("--rounds", type=_positive, default=3)
+    parser.add_argument("--queries", type=_positive, default=TEST, help="triples whose novelty is searched")
+    parser.add_argument("--data", default="", help="folder of the ConceptNet-100k files (default: that in QUINTET_DATA)")
+    parser.add_argument("--json", type=Path, help="also write the JSON line to this file")
+    args = parser.parse_args(argv)
+    runtime.setup()
+    real = find_directory(args.data)
+    data = ConfigDict({"splits": ("official",), "dir": args.data, "seed": 0, "width": 8})
+    knowledge = open_knowledge(data) if real else synthetic()
+    runs = {
+        "yardstick": yardstick(),
+        "lazy": epochs(knowledge, "lazy", args.epoch_updates),
+        "dense": epochs(knowledge, "dense", args.epoch_updates),
+        "torch": torch_updates(knowledge, args.torch_updates),
+        "novelty": novelty_search(knowledge, args.queries),
+    }
+    found = measure({name: run for name, run in runs.items() if run is not None}, args.rounds)
+    result = {
+        "benchmark": "kbc", "data": "ConceptNet-100k" if real else "synthetic", "cores": _cores(), "rounds": args.rounds,
+        "epoch_updates": args.epoch_updates, "torch_updates": args.torch_updates, "queries": args.queries,
+        "training_triples": knowledge.train.size, "median": {name: statistics.median(x) for name, x in found.items()},
+        "ratio": ratios(found), "all": found, **runtime.describe(),
+    }  # fmt: skip
+    line = json.dumps(result)
+    print(table(result))
+    print(line)
+    if args.json:
+        args.json.write_text(line + "\n")
+
+
+def _seconds(work: Callable[[], object]) -> Run:
+    def run() -> float:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    return run
+
+
+def _rate(work: Callable[[], object], count: int) -> Run:
+    seconds = _seconds(work)
+    return lambda: count / seconds()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+if __name__ == "__main__":
+    guarded(main)
