@@ -8,6 +8,7 @@ results.json, the tables of the paper as *.table.json and a plot of score agains
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,7 +183,10 @@ def mined(arm: Arm, triples: Mapping[str, Triples], ratings: np.ndarray, novelty
 
 
 def study(runs: Path, directory: str = "") -> dict[str, Any]:
-    """All results of the runs below `runs`: {split: {arms, differences, novelty}}; see `summarise` and `mined`."""
+    """All results of the runs below `runs`: {split: {arms, li, differences, novelty, curve}}; see `summarise` and `mined`.
+
+    `li` is the ranking of the mined triples by the scores that Li et al. 2016 published with them.
+    """
     folder, results = find_directory(directory), {}
     files = {"novel3000": "novel3000.tsv", "human": "human_scored_466.tsv"}
     extra = {part: read_mined(folder / "wiki_mined" / file) for part, file in files.items()} if folder else {}
@@ -199,13 +203,17 @@ def study(runs: Path, directory: str = "") -> dict[str, Any]:
         novelty = novelties(split, lexicon)
         thirds = metrics.thirds(novelty["skipgram"])
         summaries = {arm: summarise(value, split, novelty) for arm, value in arms.items()}
+        results[name] = {}
         if extra:
+            ratings = extra["human"][1]["mean"]
             train = lexicon.ids(split.train)[:, [0, 2]]
             phrases = _phrases("skipgram", lexicon, split.train)
             far = {part: nearest(phrases, lexicon.ids(rows)[:, [0, 2]], train)[0] for part, rows in triples.items()}
             for arm, value in arms.items():
-                summaries[arm] |= mined(value, triples, extra["human"][1]["mean"], far)
-        results[name] = {
+                summaries[arm] |= mined(value, triples, ratings, far)
+            theirs = Arm({part: columns["li_score"][None] for part, (_, columns) in extra.items()}, np.zeros(1), np.zeros(1))
+            results[name]["li"] = mined(theirs, triples, ratings, far)
+        results[name] |= {
             "arms": summaries,
             "differences": differences(trained, split.test.label, thirds),
             "novelty": {kind: _novelty_facts(values, split.test.label) for kind, values in novelty.items()},
@@ -237,6 +245,15 @@ def curve(arm: Arm, labels: np.ndarray, novelty: np.ndarray, bins: int = 8) -> d
     return found
 
 
+def without_nan(value: Any) -> Any:
+    """NaN (the sd of one seed, the AUC of one class) as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m kbc_jax.study", description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path)
@@ -249,7 +266,7 @@ def main(argv: list[str]) -> None:
 
     results = study(args.runs, args.data)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(results, indent=1))
+    (args.out / "results.json").write_text(json.dumps(without_nan(results), indent=1))
     write(results, args.out)
 
 

@@ -8,6 +8,7 @@ from kbc_jax import published
 
 ORDER = ("fusion", "factorized", "dnn", "bilinear", "prototypical", "factorized_dense", "dnn_dense")
 REFERENCES = ("word PMI", "word PMI, no head-tail", "MaxSim", "ArgSim", "minus novelty")
+METRICS = {"f1": "F1", "balanced_f1": "balanced F1", "accuracy": "accuracy", "auc": "AUC", "ap": "AP"}
 THIRDS = ("least novel", "middle", "most novel")
 PAPER = {"official": published.OFFICIAL, "redrawn": published.REDRAWN, "random": {k: v[0] for k, v in published.RANDOM.items()}}
 
@@ -75,7 +76,7 @@ def thirds(results: dict, split: str, bucket: str) -> dict:
     rows = []
     for name in arms(results, split):
         parts = results[split]["arms"][name]["buckets"][bucket]
-        for key, label in (("f1", "F1"), ("balanced_f1", "balanced F1"), ("accuracy", "accuracy"), ("auc", "AUC")):
+        for key, label in METRICS.items():
             said = [f"{x:.3f}" for x in paper[name][1:]] if key == "f1" and name in paper else [None] * 3
             rows.append([name, label, *(show(part[key]) for part in parts), *said])
     first = results[split]["arms"][arms(results, split)[0]]["buckets"][bucket]
@@ -183,14 +184,15 @@ def dense_and_lazy(results: dict) -> dict:
 
 def mined(results: dict, split: str) -> dict:
     rows = []
-    for name in arms(results, split):
-        human, top = results[split]["arms"][name]["human"], results[split]["arms"][name]["novelty_of_top"]
+    ranked = {name: results[split]["arms"][name] for name in arms(results, split)} | {"Li et al.'s score": results[split]["li"]}
+    for name, arm in ranked.items():
+        human, top = arm["human"], arm["novelty_of_top"]
         parts = [show(human[f"top_30_third_{k}"], 2) for k in (1, 2, 3)]
         paper = " / ".join(f"{x:.2f}" for x in published.MINED[name]) if name in published.MINED else None
         tops = [show(value, 2) for value in top.values()]
         rows.append([name, show(human["spearman"]), show(human["top_100"], 2), *parts, paper, *tops])
-    ks = [f"novelty of best {k}" for k in next(iter(results[split]["arms"].values()))["novelty_of_top"]]
-    mean = next(iter(results[split]["arms"].values()))["human"]["all"]["mean"]
+    ks = [f"novelty of best {k}" for k in results[split]["li"]["novelty_of_top"]]
+    mean = results[split]["li"]["human"]["all"]["mean"]
     return {
         "title": f"Triples mined from Wikipedia, ranked by models trained on the {split} split",
         "caption": f"466 triples with two human ratings of 0 to 4 (mean {mean:.2f}; chosen by BERT scorers, no fair sample): "
