@@ -26,8 +26,15 @@ PAPER = [
     "configs/sgi/pretrain.py:large",
     "configs/sgi/pretrain.py:small_net",
     "configs/sgi/finetune.py:sgi",
+    "configs/kbc/complete.py:factorized_dense",
+    "configs/kbc/complete.py:dnn",
+    "configs/kbc/complete.py:bilinear",
 ]
-SMALL_DATA = {"data.collect": "400", "data.shards": "all"}
+SMALL = {  # data of a moment, for networks of any size
+    "pretrain": {"data.collect": "400", "data.shards": "all"},
+    "finetune": {"agent.pretrained": "False"},
+    "complete": {"data.dir": "toy", "words.kind": "random"},
+}
 
 
 def load(spec, **overrides):
@@ -113,7 +120,7 @@ def one_more_step(workdir, config):
 @pytest.mark.parametrize("spec", [*TINY.values(), *PAPER])
 def test_step_lowers_for_tpu(spec):
     """Paper-size configs too: shapes, shardings and the program, without the memory."""
-    data = {"pretrain": SMALL_DATA, "finetune": {"agent.pretrained": "False"}}.get(Path(spec.split(":")[0]).stem, {})
+    data = SMALL[Path(spec.split(":")[0]).stem]
     config = configs.load(str(ROOT / spec), {"mesh.data": "2", "mesh.fsdp": "4", **data})
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     method, stream = population.make(config, mesh)
