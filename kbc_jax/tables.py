@@ -77,8 +77,8 @@ def thirds(results: dict, split: str, bucket: str) -> dict:
     for name in arms(results, split):
         parts = results[split]["arms"][name]["buckets"][bucket]
         for key, label in METRICS.items():
-            said = [f"{x:.3f}" for x in paper[name][1:]] if key == "f1" and name in paper else [None] * 3
-            rows.append([name, label, *(show(part[key]) for part in parts), *said])
+            said = " / ".join(f"{x:.3f}" for x in paper[name][1:]) if key == "f1" and name in paper else None
+            rows.append([name, label, *(show(part[key]) for part in parts), *([said] if paper else [])])
     first = results[split]["arms"][arms(results, split)[0]]["buckets"][bucket]
     rates = ", ".join(f"{part['positives']['mean']:.0%}" for part in first)
     trivial = ", ".join(f"{part['all_positive_f1']['mean']:.3f}" for part in first)
@@ -86,7 +86,7 @@ def thirds(results: dict, split: str, bucket: str) -> dict:
         "title": f"{split} split by novelty: {bucket}",
         "caption": f"True triples in each third: {rates}; F1 of calling all true: {trivial}. Balanced F1 weighs both classes "
         "alike. In paired thirds each false triple shares the third of the true one that it corrupts.",
-        "columns": ["model", "metric", *THIRDS, *(f"paper, {third}" for third in THIRDS)],
+        "columns": ["model", "metric", *THIRDS, *(["paper"] if paper else [])],
         "rows": rows,
     }
 
@@ -238,7 +238,7 @@ def plot(results: dict, path: Path) -> None:
             for part, style in (("true", "-"), ("false", "--")):
                 x, y = zip(*results[split]["curve"][name][part], strict=True)
                 axis.plot(x, y, style, color=f"C{color}", lw=1.5, marker="o", ms=3, label=name if part == "true" else None)
-        axis.set(title=f"{split} split", xlabel="novelty: distance to the nearest training triple", ylim=(0, 1.02))
+        axis.set(title=f"{split} split", xlabel="novelty: distance to the nearest training triple", ylim=(0.4, 1.02))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("judged rightly (— true, -- false triples)")
     axes[0][0].legend(fontsize=8, loc="lower left")
