@@ -12,8 +12,6 @@ from kbc_jax import data
 from kbc_jax.data import Lexicon, Triples, load_graph, load_split, phrase_means, read_triples, with_negatives
 from training.errors import UserError
 
-TRUE = np.array([True])
-
 
 def differing(a, b):
     return sum(x != y for x, y in zip(a, b, strict=True))
@@ -22,9 +20,6 @@ def differing(a, b):
 def write(folder, content, name="dev1.tsv"):
     (folder / name).write_bytes(content)
     return folder / name
-
-
-# Reading
 
 
 def test_blanks_case_and_line_ends_are_normalised(tmp_path):
@@ -38,6 +33,8 @@ def test_confidence_of_a_training_file_is_no_label(tmp_path):
     """Columns to the right of the tail, and a blank tail end, are left out; every row is true."""
     path = write(tmp_path, b"isa\tcat\tanimal\t0\nisa\tdog\tanimal\t3.459\nisa\tcow\tanimal\t\nisa\tpig\tanimal\n")
     found = read_triples(path, labelled=False)
+    with pytest.raises(UserError, match=r"dev1.tsv line 2 has 5 columns.*relation, head, tail$"):
+        read_triples(write(tmp_path, b"isa\tcat\tanimal\nisa\tcat\tanimal\t1\tx"), labelled=False)
     assert found.label.all() and found.head == ("cat", "dog", "cow", "pig") and set(found.tail) == {"animal"}
 
 
@@ -63,20 +60,14 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         read_triples(path, labelled=True)
 
 
-def test_a_training_file_of_another_width_is_refused(tmp_path):
-    for line in (b"isa\tcat\n", b"isa\tcat\tanimal\t1\tx\n"):
-        with pytest.raises(UserError, match=r"train.tsv line 2 has \d columns.*relation, head, tail$"):
-            read_triples(write(tmp_path, b"isa\tcat\tanimal\n" + line, "train.tsv"), labelled=False)
+def test_a_dev_file_of_one_class_is_refused(tmp_path):
+    for label, message in ((b"0", "only false"), (b"1", "only true")):
+        path = write(tmp_path, b"isa\tcat\tanimal\t" + label + b"\nisa\tdog\tanimal\t" + label)
+        with pytest.raises(UserError, match=f"{path}.*{message}"):
+            read_triples(path, labelled=True)
 
 
-@pytest.mark.parametrize("label, message", [(b"0", "only false"), (b"1", "only true")])
-def test_a_dev_file_of_one_class_is_refused(tmp_path, label, message):
-    path = write(tmp_path, b"isa\tcat\tanimal\t" + label + b"\nisa\tdog\tanimal\t" + label)
-    with pytest.raises(UserError, match=f"{path}.*{message}"):
-        read_triples(path, labelled=True)
-
-
-def test_files_that_are_empty_or_missing_are_named(tmp_path):
+def test_what_is_empty_or_missing_is_named(tmp_path):
     path = write(tmp_path, b"\n \n")
     for labelled in (True, False):
         with pytest.raises(UserError, match=f"{path} is empty"):
@@ -85,6 +76,10 @@ def test_files_that_are_empty_or_missing_are_named(tmp_path):
         read_triples(tmp_path / "none.tsv", labelled=False)
     with pytest.raises(UserError, match=r"train100k.tsv"):
         load_split("official", str(tmp_path))
+    with pytest.raises(UserError, match="no split 'offical'; there are official"):
+        load_split("offical", "toy")
+    with pytest.raises(UserError, match="no graph 'cn'; there are cn100k and cn82k"):
+        load_graph("cn", "toy")
     with pytest.raises(UserError, match=str(tmp_path / "gone")):
         load_split("official", str(tmp_path / "gone"))
 
@@ -103,9 +98,6 @@ def test_a_folder_by_argument_or_environment(tmp_path, monkeypatch):
     assert load_split("official", "toy").train.size > 1000  # the facts of this project, whatever the environment says
 
 
-# Triples
-
-
 def test_triples_are_taken_and_joined_by_rows():
     some = Triples.of([("isa", "a", "b"), ("hasa", "c", "d"), ("isa", "e", "f")], [True, False, True])
     assert some.size == 3 and some.take([2, 0]).keys() == [("isa", "e", "f"), ("isa", "a", "b")]
@@ -113,9 +105,6 @@ def test_triples_are_taken_and_joined_by_rows():
     assert some.positives().keys() == [("isa", "a", "b"), ("isa", "e", "f")]
     both = Triples.concatenate(some, some.take([1]))
     assert both.keys() == [*some.keys(), ("hasa", "c", "d")] and both.label.tolist() == [True, False, True, False]
-
-
-# Negatives drawn anew
 
 
 def test_kept_corruptions():
@@ -270,19 +259,9 @@ def test_toy_facts_stand_in_for_every_split(monkeypatch):
     assert {*official.train.relation} <= {*data.RELATIONS}
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match="no split 'offical'; there are official"):
-        load_split("offical", "toy")
-    with pytest.raises(UserError, match="no graph 'cn'; there are cn100k and cn82k"):
-        load_graph("cn", "toy")
-
-
-# Lexicon
-
-
 def test_lexicon_by_hand():
     train = Triples.of([("isa", "big cat", "animal"), ("hasa", "cat", "long tail of cat")])
-    other = Triples.of([("usedfor", "old saw", "cat")], TRUE)
+    other = Triples.of([("usedfor", "old saw", "cat")])
     lexicon = Lexicon.build(train, other, width=3)
     assert lexicon.words[:2] == ("", "UUUNKKK") and len(set(lexicon.words)) == len(lexicon.words) == 10
     assert {lexicon.words[i] for i in np.flatnonzero(lexicon.seen)} == {"big", "cat", "animal", "long", "tail", "of"}
