@@ -21,7 +21,7 @@ def update(params: Any, sums: Any, grads: Any, lr: jax.Array) -> tuple[Any, Any]
 def update_rows(
     table: jax.Array, sums: jax.Array, rows: jax.Array, grads: jax.Array, lr: jax.Array, l2: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Update only the rows of a batch; L2 applies to each of them once ("lazy"). The cost does not depend on the table's size.
+    """Update only the rows of a batch; L2 applies to each of them once ("lazy"). The cost hardly depends on the table's size.
 
     Args:
       table, sums: [V, D].

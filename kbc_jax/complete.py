@@ -28,9 +28,7 @@ CLIP = 16.118095  # logit of 1 - 1e-7, where Keras and Li et al. clip probabilit
 
 def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     """The scorer that `config.net` describes, trained on the first of `config.data.splits`, selected on each of them."""
-    check_batch(config.batch, mesh)
-    if config.l2.mode not in ("lazy", "dense"):
-        raise UserError(f"l2.mode {config.l2.mode!r} is unknown: use 'lazy' or 'dense'")
+    check(config, mesh)
     knowledge = open_knowledge(config.data)
     source = TripleSource(knowledge.lexicon.ids(knowledge.train))
     updates = config.updates or len(source) // config.batch
@@ -40,6 +38,17 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     return make_method(config, knowledge, mesh), stream
 
 
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise UserError for values that no run can have."""
+    if config.batch < 1 or config.updates < 0 or config.negatives.each < 1:
+        raise UserError("config.batch and negatives.each must be 1 or more, config.updates 0 or more")
+    check_batch(config.batch, mesh)
+    if config.l2.mode not in ("lazy", "dense"):
+        raise UserError(f"l2.mode {config.l2.mode!r} is unknown: use 'lazy' or 'dense'")
+    if config.init_from:
+        raise UserError("completion runs start from word vectors (config.words.kind), not from another run: drop init_from")
+
+
 def build_net(config: ConfigDict, width: int) -> nets.Scorer:
     """The network of a config, for phrase vectors of `width` numbers."""
     return nets.build(relations=len(RELATIONS), width=width, **config.net)
@@ -47,9 +56,8 @@ def build_net(config: ConfigDict, width: int) -> nets.Scorer:
 
 def make_method(config: ConfigDict, knowledge: Knowledge, mesh: Mesh) -> Method:
     lexicon = knowledge.lexicon
-    vectors = embeddings.word_vectors(
-        config.words.kind, lexicon, knowledge.train, seed=config.seed if config.words.kind == "random" else 0
-    )
+    seed = config.seed if config.words.kind == "random" else 0  # one skip-gram for all seeds: they vary in the scorer alone
+    vectors = embeddings.word_vectors(config.words.kind, lexicon, knowledge.train, seed=seed, normalise=config.words.normalise)
     sentences = (
         embeddings.phrase_vectors(lexicon) if config.words.sentences else np.zeros((len(lexicon.phrases), 0), np.float32)
     )
@@ -73,7 +81,7 @@ def make_method(config: ConfigDict, knowledge: Knowledge, mesh: Mesh) -> Method:
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=sums, extra=extra)
 
     def warm(state: TrainState) -> TrainState:
-        """Word vectors come from the embedding, not from the seed."""
+        """Word vectors come from an embedding."""
         return state.replace(params={**state.params, "words": jnp.asarray(vectors)})
 
     def consts() -> dict:
@@ -90,19 +98,22 @@ def make_method(config: ConfigDict, knowledge: Knowledge, mesh: Mesh) -> Method:
         state, accuracies = select(state, consts, net=net, config=config)
         return state, {**losses, **accuracies}
 
-    evals = {"test": Eval(0, lambda state, step: test_scores(state, knowledge, sentences, net=net))}  # once, at the end
+    evals = {"test": Eval(0, lambda state, step: final_scores(state, knowledge, sentences, net=net))}  # once, at the end
     return Method(init=init, step=step, evals=evals, consts=consts, warm=warm)
 
 
 def epoch(state: TrainState, batch: jax.Array, consts: Any, *, net: nets.Scorer, config: ConfigDict) -> tuple[TrainState, dict]:
-    """K updates. batch int32 [K B, 3]; row r belongs to update r % K, so that each update's rows keep the rows' sharding."""
+    """K updates. batch int32 [K B, 3]; row r belongs to update r % K, so that each update's rows keep the rows' sharding.
+
+    Metrics are means over the updates; `loss` leaves out the words' L2 and `grad_norm` the words.
+    """
     K = len(batch) // config.batch
     triples_KB = batch.reshape(config.batch, K, 3).swapaxes(0, 1)
     keys = jax.random.split(key_for(state.seed, state.step, "epoch"), K)
     lr = config.optim.lr * state.extra["plateau"]["scale"]
 
     def update(carry: tuple, inputs: tuple) -> tuple:
-        params, sums, stats, touched = carry
+        params, sums, stats, scratch = carry
         triples, key = inputs
         heads_tails = jnp.concatenate([triples[:, 0], triples[:, 2]])
         words = consts["words"][heads_tails]
@@ -114,26 +125,32 @@ def epoch(state: TrainState, batch: jax.Array, consts: Any, *, net: nets.Scorer,
 
         rest = {name: value for name, value in params.items() if name != "words"}
         (loss, stats), (grads, dv) = jax.value_and_grad(loss_of, (0, 1), has_aux=True)(rest, params["words"][words])
-        norm = jnp.sqrt(sum((g * g).sum() for g in jax.tree.leaves(grads)))
-        rest, rest_sums = adagrad.update(rest, {n: sums[n] for n in rest}, grads, lr)
-        table, table_sums = params["words"], sums["words"]
-        rows, dv = words.reshape(-1), dv.reshape(-1, dv.shape[-1])
-        if config.words.trainable and config.l2.mode == "dense":
-            buffer, before = touched
-            buffer = buffer.at[before].set(0).at[rows].add(dv)  # clearing rows is cheaper than a new table of zeros
-            table, table_sums = adagrad.update_table(table, table_sums, buffer, lr, config.l2.words)
-            touched = buffer, rows
-        elif config.words.trainable:
-            table, table_sums = adagrad.update_rows(table, table_sums, rows, dv, lr, config.l2.words)
-        return ({**rest, "words": table}, {**rest_sums, "words": table_sums}, stats, touched), (loss, norm)
+        rest, rest_sums = adagrad.update(rest, {name: sums[name] for name in rest}, grads, lr)
+        table, table_sums, scratch = _update_words(params["words"], sums["words"], words, dv, scratch, lr, config)
+        carry = {**rest, "words": table}, {**rest_sums, "words": table_sums}, stats, scratch
+        return carry, (loss, jnp.sqrt(sum((g * g).sum() for g in jax.tree.leaves(grads))))
 
-    touched = ()
+    scratch = ()
     if config.words.trainable and config.l2.mode == "dense":
-        touched = jnp.zeros_like(state.params["words"]), jnp.zeros(2 * config.batch * consts["words"].shape[1], jnp.int32)
-    carry = (state.params, state.opt_state, state.extra["stats"], touched)
+        scratch = jnp.zeros_like(state.params["words"]), jnp.zeros(2 * config.batch * consts["words"].shape[1], jnp.int32)
+    carry = (state.params, state.opt_state, state.extra["stats"], scratch)
     (params, sums, stats, _), (losses, norms) = jax.lax.scan(update, carry, (triples_KB, keys))
     state = state.replace(step=state.step + 1, params=params, opt_state=sums, extra={**state.extra, "stats": stats})
     return state, {"loss": losses.mean(), "grad_norm": norms.mean(), "lr": lr}
+
+
+def _update_words(
+    table: jax.Array, sums: jax.Array, words: jax.Array, grads: jax.Array, scratch: tuple, lr: jax.Array, config: ConfigDict
+) -> tuple[jax.Array, jax.Array, tuple]:
+    """Word table and its sums after one batch; words [2B, W], grads [2B, W, D]. `scratch` is the dense update's own."""
+    rows, grads = words.reshape(-1), grads.reshape(-1, grads.shape[-1])
+    if not config.words.trainable:
+        return table, sums, scratch
+    if config.l2.mode == "lazy":
+        return *adagrad.update_rows(table, sums, rows, grads, lr, config.l2.words), scratch
+    buffer, before = scratch
+    buffer = buffer.at[before].set(0).at[rows].add(grads)  # clearing rows is cheaper than a new table of zeros
+    return *adagrad.update_table(table, sums, buffer, lr, config.l2.words), (buffer, rows)
 
 
 def loss_fn(
@@ -153,10 +170,10 @@ def loss_fn(
     logits, new = net.apply(
         variables(params, stats), h, t, i, r, j, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
     )
-    logits = jnp.clip(logits, -CLIP, CLIP)
     if config.loss.kind == "bce":
+        logits = jnp.clip(logits, -CLIP, CLIP)
         loss = (jax.nn.softplus(logits) - jnp.where(jnp.arange(len(logits)) < B, logits, 0)).mean()
-    elif config.loss.kind == "hinge":  # Li et al.'s other objective: each corruption stays 1 below its positive
+    elif config.loss.kind == "hinge":  # Li et al.'s other objective adds the means of the three slots: loss.scale 3, lr 0.005
         loss = jax.nn.relu(1 - logits[None, :B] + logits[B:].reshape(-1, B)).mean()
     else:
         raise UserError(f"loss.kind {config.loss.kind!r} is unknown: use 'bce' or 'hinge'")
@@ -181,7 +198,7 @@ def _penalty(params: dict, relation: jax.Array, l2: ConfigDict) -> jax.Array:
 def _frozen(net: nets.Scorer, weights: dict, h: jax.Array, t: jax.Array) -> tuple:
     """(net bound to constants, slots): for negatives that the current model finds hardest."""
     bound = net.bind(jax.lax.stop_gradient(weights))
-    return bound.model, bound.slots(*jax.lax.stop_gradient((h, t)))
+    return bound, bound.slots(*jax.lax.stop_gradient((h, t)))
 
 
 def variables(params: dict, stats: Any) -> dict:
@@ -224,13 +241,13 @@ def select(state: TrainState, consts: Any, *, net: nets.Scorer, config: ConfigDi
     return state.replace(extra={**extra, "best": best}), seen
 
 
-def test_scores(state: TrainState, knowledge: Knowledge, sentences: np.ndarray, *, net: nets.Scorer) -> dict[str, float]:
+def final_scores(state: TrainState, knowledge: Knowledge, sentences: np.ndarray, *, net: nets.Scorer) -> dict[str, float]:
     """Accuracy, F1, AUC on the test triples of each split, at the epoch and threshold chosen for it."""
     found, words = {}, knowledge.lexicon.phrase_words
+    run = jax.jit(lambda params, stats, *rest: score(params, stats, *rest, net))
     for name, split in knowledge.splits.items():
         best, ids = state.extra["best"][name], knowledge.lexicon.ids(split.test)
         pair = ids[:, [0, 2]].T
-        run = jax.jit(lambda params, stats, *rest: score(params, stats, *rest, net))
         logits = np.asarray(run(best["params"], best["stats"], words[pair], sentences[pair], ids[:, 1]))
         facts = metrics.summary(logits, split.test.label, float(best["threshold"]))
         found |= {f"{key}_{name}": facts[key] for key in ("accuracy", "f1", "auc")}
@@ -238,7 +255,7 @@ def test_scores(state: TrainState, knowledge: Knowledge, sentences: np.ndarray, 
 
 
 def plateau(state: dict, value: jax.Array, *, patience: int, factor: float) -> dict:
-    """Keras's ReduceLROnPlateau: scale by `factor` after `patience` epochs without a gain of more than 1e-4."""
+    """ReduceLROnPlateau: scale by `factor` after `patience` epochs without a gain above 1e-4 (Keras 2.1 may take one more)."""
     gain = value > state["best"] + 1e-4
     wait = jnp.where(gain, 0, state["wait"] + 1)
     cut = wait >= patience

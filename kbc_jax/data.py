@@ -6,6 +6,7 @@ directory (Li et al. 2016's official files under other names; `cn82k` is the re-
     train100k.tsv dev1.tsv dev2.tsv test.tsv    cn82k/{train,valid,test}.tsv    wiki_mined/*.tsv
 """
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ PADDING, UNKNOWN = "", "UUUNKKK"  # words 0 and 1
 FILES = {"train": "train100k.tsv", "dev1": "dev1.tsv", "dev2": "dev2.tsv", "test": "test.tsv"}
 SPLITS = ("official", "redrawn", "random", "cn82k")
 RANDOM_SEED = 777  # split_intrinsic_LiACL.py
+
+log = logging.getLogger(__name__)
 
 NAMES = (
     "AtLocation UsedFor IsA CapableOf HasPrerequisite HasProperty Causes HasA MotivatedByGoal Desires CausesDesire PartOf "
@@ -117,9 +120,12 @@ def find_directory(directory: str = "") -> Path | None:
         if not Path(directory).is_dir():
             raise UserError(f"no data folder {directory}")
         return Path(directory)
-    root = os.environ.get("QUINTET_DATA")
-    folder = Path(root) / "conceptnet100k" if root else None
-    return folder if folder is not None and folder.is_dir() else None
+    if not (root := os.environ.get("QUINTET_DATA")):
+        log.info("no data directory (--config.data.dir or QUINTET_DATA): using embedded toy facts")
+        return None
+    if not (folder := Path(root) / "conceptnet100k").is_dir():
+        raise UserError(f"QUINTET_DATA is {root}, which has no folder conceptnet100k; give it, or set --config.data.dir=toy")
+    return folder
 
 
 def load_split(name: str, directory: str = "", *, seed: int = 0) -> Split:
@@ -146,11 +152,12 @@ def load_split(name: str, directory: str = "", *, seed: int = 0) -> Split:
     positives = [part.positives() for part in official[1:]]
     train = official.train
     if name == "random":
-        sizes = [part.size for part in positives]
-        pool = Triples.concatenate(train, *positives)
+        dev1, dev2, test = positives
+        pool = Triples.concatenate(train, test, dev1, dev2)  # the order of split_intrinsic_LiACL.py, and so its very split
         order = np.random.RandomState(RANDOM_SEED).permutation(pool.size)
-        test, dev1, dev2, rest = np.split(order, np.cumsum([sizes[2], sizes[0], sizes[1]]))
-        train, positives = pool.take(rest), [pool.take(rows) for rows in (dev1, dev2, test)]
+        rows = np.split(order, np.cumsum([test.size, dev1.size, dev2.size]))
+        test, dev1, dev2, train = map(pool.take, rows)
+        positives = dev1, dev2, test
     return Split(train, *(with_negatives(part, rng) for part in positives))
 
 
@@ -193,7 +200,7 @@ class Lexicon:
 
     words           tuple: PADDING, UNKNOWN, then every word, training words first
     phrases         tuple: every distinct head and tail
-    phrase_words    int32 [phrases, width]: words of each phrase, 0 = padding; longer phrases are cut (0.1 % at width 8)
+    phrase_words    int32 [phrases, width]: words of each phrase, 0 = padding; longer phrases are cut (37 of 78,334 at width 8)
     seen            bool [words]: the word occurs in the training triples
     """
 

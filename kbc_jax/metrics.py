@@ -20,25 +20,27 @@ WIKI_CUTS = (3.22, 4.31)  # thirds of Li et al.'s Wikipedia candidates under OMC
 
 
 def best_threshold(scores, labels) -> tuple[float, float]:
-    """(threshold, accuracy): every score is a candidate, the first in file order with the best accuracy wins.
+    """(threshold, accuracy): every score is a candidate, the lowest with the best accuracy wins.
 
-    The rule of the authors' code (callbacks.py, evaluate.py), in O(n log n) and exact: hits are counted in whole numbers.
+    The rule of the authors' code and of Li et al. (callbacks.py, evaluate.py: they walk up the sorted scores), in O(n log n)
+    and exact: hits are counted in whole numbers.
     """
     scores = np.asarray(scores)
     if not len(scores) or not np.isfinite(scores).all():
         raise UserError("no threshold without finite scores: the file is empty or the model diverged (lower its learning rate)")
     positives, negatives, level = _levels(scores, labels)
     hits = positives[::-1].cumsum()[::-1] + negatives.cumsum() - negatives
-    best = np.argmax(hits[level])
-    return float(scores[best]), float(hits[level[best]] / len(scores))
+    best = hits.argmax()
+    return float(scores[level == best][0]), float(hits[best] / len(scores))
 
 
 def best_threshold_device(scores, labels):
     """`best_threshold` in jax.numpy, for jit and vmap: scores [n], labels [n] -> scalars (threshold, accuracy float32)."""
     labels = labels.astype(jnp.int32)
     order = jnp.argsort(scores)
-    below = jnp.searchsorted(scores[order], scores, side="left")  # [n], how many scores lie under this one
-    positives_below = jnp.pad(jnp.cumsum(labels[order]), (1, 0))[below]
+    scores, labels = scores[order], labels[order]
+    below = jnp.searchsorted(scores, scores, side="left")  # [n], how many scores lie under this one
+    positives_below = jnp.pad(jnp.cumsum(labels), (1, 0))[below]
     hits = labels.sum() - positives_below + (below - positives_below)
     best = jnp.argmax(hits)
     return scores[best], hits[best] / len(scores)

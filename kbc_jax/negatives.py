@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from kbc_jax.data import RELATIONS
 from training.errors import UserError
 
 KINDS = ("rand", "max", "mix", "argsim")
@@ -21,13 +22,14 @@ def draw(
       options: `kind` (see below), `each` corruptions a slot, `allow_self`: a row may replace itself, which makes a "negative"
         that is the positive (the authors' code; Li et al. draw again), `threshold` and `tries` of 'argsim'.
           rand     uniform rows (both codes)
-          max      the replacement of the batch that the current model scores highest (Li et al., MAX)
+          max      the replacement of the batch that the current model scores highest (Li et al., MAX). Only the row itself is
+                   left out, so the relation often comes from a row with the same one
           mix      each row flips a coin between the two (Li et al., MIX)
           argsim   uniform rows such that <sum of head words, sum of tail words> of the corruption exceeds `threshold`: the
                    first of `tries` draws that does, or the last (FilteredNegativeSampling)
       triples: int32 [B, 3].
       sums: [phrases, D] sums of initial word vectors, for 'argsim'.
-      current: () -> (model, slots) of the batch, without gradients, for 'max' and 'mix'.
+      current: () -> (net, slots) of the batch, without gradients, for 'max' and 'mix'.
     """
     if options.kind not in KINDS:
         raise UserError(f"negatives.kind {options.kind!r} is unknown: use one of {', '.join(KINDS)}")
@@ -35,14 +37,14 @@ def draw(
     if options.kind == "argsim":
         tries = _uniform(key, (options.tries, each, B, 3), B, options.allow_self)
         return _first(tries, _sensible(tries, triples, sums) > options.threshold)
+    key, coin = jax.random.split(key)
     rand = _uniform(key, (each, B, 3), B, options.allow_self)
     if options.kind == "rand":
         return rand
-    hardest = jnp.broadcast_to(_hardest(*current(), triples[:, 1]), rand.shape)
+    hardest = jnp.broadcast_to(_hardest(*current(), triples[:, 1]), rand.shape)  # every one of `each` is the same
     if options.kind == "max":
         return hardest
-    coin = jax.random.bernoulli(jax.random.fold_in(key, 1), shape=(each, B, 1))
-    return jnp.where(coin, hardest, rand)
+    return jnp.where(jax.random.bernoulli(coin, shape=(each, B, 1)), hardest, rand)
 
 
 def index(relation: jax.Array, swaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -63,15 +65,15 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], B: int, allow_self: bool) -
     return (jnp.arange(B)[:, None] + jax.random.randint(key, shape, 1, B)) % B
 
 
-def _hardest(model: Any, slots: Any, relation: jax.Array) -> jax.Array:
+def _hardest(net: Any, slots: Any, relation: jax.Array) -> jax.Array:
     """For each row the best-scored replacement of its relation, head and tail by another row: int32 [B, 3]."""
     own = jnp.arange(len(relation))
 
     def best(scores: jax.Array) -> jax.Array:
         return jnp.where(jnp.eye(len(own), dtype=bool), -jnp.inf, scores).argmax(1)
 
-    relations = model.rows(slots, own[:, None], relation[None, :], own[:, None])
-    return jnp.stack([best(relations), best(model.heads(slots, relation)), best(model.tails(slots, relation))], 1)
+    every = net.rows(slots, own[:, None], jnp.arange(len(RELATIONS)), own[:, None])
+    return jnp.stack([best(every[:, relation]), best(net.heads(slots, relation)), best(net.tails(slots, relation))], 1)
 
 
 def _sensible(tries: jax.Array, triples: jax.Array, sums: jax.Array) -> jax.Array:

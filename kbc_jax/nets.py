@@ -3,7 +3,7 @@
 Every scorer answers three questions about phrase vectors, and never repeats work that several triples of a batch share:
 
     slots(h, t) -> Slots           what it needs of each head, each relation and each tail, once
-    rows(slots, i, r, j)           scores of the triples (head i, relation r, tail j); index arrays of one shape
+    rows(slots, i, r, j)           scores of the triples (head i, relation r, tail j); index arrays that broadcast
     tails(slots, r)                [heads, tails]: head i with relation r[i] and every tail
     heads(slots, r)                [tails, heads]: tail j with relation r[j] and every head
 
@@ -58,6 +58,8 @@ class Factorized(nn.Module):
     shift: float | None = 0.0
 
     def setup(self) -> None:
+        if not self.terms or not set(self.terms) <= set(TERMS):
+            raise UserError(f"net.terms {self.terms} are not terms: use some of {', '.join(TERMS)}")
         raw = self.share in (4, 5)
         self.relation = self.param(
             "relations", _uniform(0.05), (self.relations, self.hidden if raw else self.width), jnp.float32
@@ -75,15 +77,23 @@ class Factorized(nn.Module):
     def slots(self, h: jax.Array, t: jax.Array) -> Slots:
         """h, t [B, D] -> for each term the [B or R, F] features of its left and right member."""
         of = {"h": h, "r": self.relation, "t": t}
-        found = {name: {} for name in of}
+        found, made = {name: {} for name in of}, {}
         for term in self.terms:
             for side, name in zip("ab", TERMS[term], strict=True):
-                found[name][term] = self._feature(of[name], side, term, raw=name == "r" and self.share in (4, 5))
+                use = name, self._map(name, side, term)
+                if use not in made:  # two terms may share it; XLA would merge its forward pass but not its gradient
+                    made[use] = self._feature(of[name], use[1])
+                found[name][term] = made[use]
         return Slots(**found)
 
-    def _feature(self, x: jax.Array, side: str, term: str, raw: bool) -> jax.Array:
-        name = {0: f"{side}_{term}", 1: side, 3: "a", 4: side, 5: "a"}[self.share]
-        y = x if raw else nn.relu(self.maps[name](x))
+    def _map(self, name: str, side: str, term: str) -> str:
+        """Which map a member of a term goes through; '' for a raw relation vector."""
+        if name == "r" and self.share in (4, 5):
+            return ""
+        return {0: f"{side}_{term}", 1: side, 3: "a", 4: side, 5: "a"}[self.share]
+
+    def _feature(self, x: jax.Array, name: str) -> jax.Array:
+        y = nn.relu(self.maps[name](x)) if name else x
         return _unit(y) if self.normalise else y
 
     def rows(self, slots: Slots, i: jax.Array, r: jax.Array, j: jax.Array) -> jax.Array:
@@ -183,23 +193,24 @@ class Bilinear(nn.Module):
     def slots(self, h: jax.Array, t: jax.Array) -> Slots:
         u = jnp.tanh(self.map(h))
         product = u @ self.matrices.swapaxes(0, 1).reshape(self.hidden, -1)  # u^T M_r for all r at once
-        return Slots(product.reshape(-1, self.relations, self.hidden), self.matrices, jnp.tanh(self.map(t)))
+        return Slots((u, product.reshape(-1, self.relations, self.hidden)), self.matrices, jnp.tanh(self.map(t)))
 
     def rows(self, slots: Slots, i: jax.Array, r: jax.Array, j: jax.Array) -> jax.Array:
-        return (slots.h[i, r] * slots.t[j]).sum(-1)
+        return (slots.h[1][i, r] * slots.t[j]).sum(-1)
 
     def tails(self, slots: Slots, r: jax.Array) -> jax.Array:
-        return slots.h[jnp.arange(len(r)), r] @ slots.t.T
+        return slots.h[1][jnp.arange(len(r)), r] @ slots.t.T
 
     def heads(self, slots: Slots, r: jax.Array) -> jax.Array:
-        return _by_block(lambda q: jnp.einsum("bf,hbf->bh", slots.t[q], slots.h[:, r[q]]), jnp.arange(len(r)))
+        product = (slots.t @ slots.r.reshape(-1, self.hidden).T).reshape(-1, self.relations, self.hidden)  # M_r u_t for all r
+        return product[jnp.arange(len(r)), r] @ slots.h[0].T
 
 
 class Fusion(nn.Module):
     """The modern strong model: pairs, a three-way product and a hidden layer, over word means and sentence vectors together.
 
-    s = Factorized(x) + sum_k (U x_h)_k g_r,k (V x_t)_k + DNN(x), x = [mean of word vectors; sentence vector]. The first is the
-    paper's baseline, the second DistMult on phrases (Yang et al. 2015), the third Li et al.'s DNN with dropout.
+    s = Factorized(x) + sum_k tanh(U x_h)_k g_r,k tanh(V x_t)_k + DNN(x), x = [mean of word vectors; sentence vector]. The first
+    is the paper's baseline, the second DistMult on phrases (Yang et al. 2015), the third Li et al.'s DNN with dropout.
     """
 
     relations: int
@@ -213,7 +224,6 @@ class Fusion(nn.Module):
         self.deep = DNN(self.relations, self.width, self.hidden, dropout=self.dropout)
         self.u, self.v = nn.Dense(self.product), nn.Dense(self.product)
         self.gates = self.param("gates", nn.initializers.normal(0.05), (self.relations, self.product), jnp.float32)
-        self.drop = nn.Dropout(self.dropout)
 
     def slots(self, h: jax.Array, t: jax.Array) -> Slots:
         parts = self.pairs.slots(h, t), self.deep.slots(h, t), Slots(jnp.tanh(self.u(h)), self.gates, jnp.tanh(self.v(t)))
@@ -263,6 +273,9 @@ class Scorer(nn.Module):
     def slots(self, h: jax.Array, t: jax.Array) -> Slots:
         return self.model.slots(h, t)
 
+    def rows(self, slots: Slots, i: jax.Array, r: jax.Array, j: jax.Array) -> jax.Array:
+        return self.calibrate(self.model.rows(slots, i, r, j), train=False)
+
     def tails(self, slots: Slots, r: jax.Array) -> jax.Array:
         return self.calibrate(self.model.tails(slots, r), train=False)
 
@@ -275,6 +288,9 @@ def build(kind: str, *, relations: int, width: int, bn: bool, **options: Any) ->
     if kind not in MODELS:
         raise UserError(f"net.kind {kind!r} is unknown: use one of {', '.join(MODELS)}")
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}  # from JSON
+    unknown = set(options) - set(MODELS[kind].__dataclass_fields__)
+    if unknown:
+        raise UserError(f"net.kind {kind!r} has no {', '.join(sorted(unknown))}: start from a variant of that kind")
     return Scorer(MODELS[kind](relations=relations, width=width, **options), bn)
 
 

@@ -26,7 +26,10 @@ class Knowledge(NamedTuple):
 
 def open_knowledge(data: ConfigDict) -> Knowledge:
     """The data that `config.data` names."""
-    return _open(tuple(data.splits), data.dir, data.seed, data.width)
+    if not data.splits or data.width < 1:
+        raise UserError("config.data needs at least one split and a width of 1 word or more")
+    folder = find_directory(data.dir)
+    return _open(tuple(data.splits), str(folder) if folder else "toy", data.seed, data.width)
 
 
 @functools.lru_cache(maxsize=4)  # the members of a population share them

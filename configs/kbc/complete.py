@@ -33,6 +33,7 @@ def get_config(variant: str = "factorized") -> ConfigDict:
     c.data = {"dir": "", "splits": SPLITS[""], "seed": 0, "width": 8}
     c.words = {
         "kind": "skipgram",  # or 'static', 'minilm', 'random', 'text:PATH'
+        "normalise": False,  # rows of length 1: wanted for 'static', whose length is 8.6
         "trainable": True,
         "mask_pad": True,  # False: padding leaks into the means, as in the authors' MaskAvg
         "sentences": False,  # add MiniLM sentence vectors of whole phrases
@@ -73,6 +74,7 @@ def model(c: ConfigDict, name: str) -> None:
     else:
         c.net = {"kind": "fusion", "bn": False, "hidden": 500, "product": 200, "dropout": 0.3}
         c.words.sentences = True
+        c.steps = 15
         c.l2.net = {}
 
 

@@ -12,9 +12,9 @@ from training.errors import UserError
 
 
 def brute_threshold(scores, labels):
-    """Every score in file order; only a better accuracy replaces the one held."""
+    """Every score from the lowest up; only a better accuracy replaces the one held."""
     best, threshold = -1, None
-    for candidate in scores:
+    for candidate in sorted(scores):
         hits = sum((s >= candidate) == y for s, y in zip(scores, labels, strict=True))
         if hits > best:
             best, threshold = hits, candidate
@@ -34,13 +34,13 @@ def cases():
 
 
 @pytest.mark.parametrize("scores, labels", list(cases()))
-def test_threshold_is_the_first_best_in_file_order(scores, labels):
+def test_threshold_is_the_lowest_best(scores, labels):
     assert metrics.best_threshold(scores, labels) == pytest.approx(brute_threshold(scores, labels), abs=0)
 
 
-def test_threshold_takes_the_first_of_equally_good_ones():
+def test_threshold_takes_the_lowest_of_equally_good_ones():
     assert metrics.best_threshold([1, 3, 2, 4], [True, True, False, True]) == (1, 0.75)  # 3 is as good, and so is 1
-    assert metrics.best_threshold([3, 1, 2, 4], [True, True, False, True]) == (3, 0.75)
+    assert metrics.best_threshold([3, 1, 2, 4], [True, True, False, True]) == (1, 0.75)
 
 
 def test_threshold_on_the_device_is_that_of_the_host():
