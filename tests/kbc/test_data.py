@@ -84,6 +84,12 @@ def test_what_is_empty_or_missing_is_named(tmp_path):
         load_split("official", str(tmp_path / "gone"))
 
 
+def test_a_wrong_environment_is_no_reason_for_toy_facts(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUINTET_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=f"QUINTET_DATA is {tmp_path}, which has no folder conceptnet100k"):
+        load_split("official")
+
+
 def test_a_folder_by_argument_or_environment(tmp_path, monkeypatch):
     folder = tmp_path / "conceptnet100k"
     folder.mkdir()
