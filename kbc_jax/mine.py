@@ -6,6 +6,8 @@
     python -m kbc_jax.mine walk --scored scored.tsv --out walk.tsv [--cuts 3.22 4.31 --top 100]
     python -m kbc_jax.mine sheet --scored dnn=dnn.tsv factorized=factorized.tsv --out sheet.tsv --key key.json
     python -m kbc_jax.mine agreement --key key.json anna.tsv ben.tsv
+    python -m kbc_jax.mine novelty_sheet --of test --out sheet.tsv --key key.json [--rows 100]
+    python -m kbc_jax.mine novelty_table --key key.json sheet.tsv
 
 Files of triples are tab-separated with a header: rel, head, tail, then columns of numbers: `count` (sentences) from `extract`,
 `score` from `score`, `novelty` and `bucket` from `walk`. The data directory is --data, else QUINTET_DATA, else some toy facts.
@@ -128,6 +130,27 @@ def agreement(args: argparse.Namespace) -> None:
         print(f"{model}: mean {row['mean']:.2f} ± {row['error']:.2f} [{row['low']:.2f}, {row['high']:.2f}], n {row['n']}")
 
 
+def novelty_sheet(args: argparse.Namespace) -> None:
+    """A sheet of true triples, each beside the nearest training triple, for people to say how new it is."""
+    split = load_split(args.split, args.data)
+    pools = {"test": split.test.positives, "train": lambda: split.train}
+    pool = pools[args.of]() if args.of in pools else mining.read_mined(args.of)[0]
+    picked = np.random.default_rng(args.seed).permutation(pool.size)[: args.rows]
+    others = np.setdiff1d(np.arange(split.train.size), picked) if args.of == "train" else np.arange(split.train.size)
+    triples, train = pool.take(picked), split.train.take(others)
+    lexicon = Lexicon.build(split.train, triples)
+    distance, nearest = novelty.novelty(train, triples, lexicon, embeddings.word_vectors("skipgram", lexicon, split.train))
+    rows = ratings.export_novelty_sheet(triples, [train.take([i]) for i in nearest], distance, args.out, args.key)
+    print(f"{rows} rows in {args.out}; {args.key} has their novelty")
+
+
+def novelty_table(args: argparse.Namespace) -> None:
+    """Table of a filled novelty sheet: share of each code, mean of the near and far halves, correlation with novelty."""
+    filled = ratings.import_novelty_sheet(args.sheet, args.key)
+    for name, value in ratings.novelty_summary(filled.codes, filled.novelty).items():
+        print(f"{name}:", ", ".join(f"{k} {v:.0%}" for k, v in value.items()) if isinstance(value, dict) else f"{value:.4g}")
+
+
 def main(argv: list[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -183,6 +206,18 @@ def main(argv: list[str]) -> None:
 
     sub = command(agreement)
     sub.add_argument("sheets", nargs="+", help="filled sheets, one of each rater")
+    sub.add_argument("--key", required=True)
+
+    sub = command(novelty_sheet)
+    conceptnet(sub)
+    sub.add_argument("--of", required=True, help="test (its true triples), train, or a TSV of mined triples")
+    sub.add_argument("--rows", type=int, default=100)
+    sub.add_argument("--out", required=True, help="TSV for the annotators")
+    sub.add_argument("--key", required=True, help="JSON with each row's novelty")
+    sub.add_argument("--seed", type=int, default=777)
+
+    sub = command(novelty_table)
+    sub.add_argument("sheet", help="the filled sheet")
     sub.add_argument("--key", required=True)
 
     args = parser.parse_args(argv)

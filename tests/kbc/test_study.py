@@ -114,3 +114,20 @@ def test_mined_triples_are_scored_and_walked_through(runs, tmp_path):
         mine_ = columns["bucket"] == bucket
         assert mine_.sum() <= 7
         assert ((columns["novelty"][mine_] >= low) & (columns["novelty"][mine_] < high)).all()
+
+
+def test_the_novelty_study_goes_from_sheet_to_table(tmp_path, capsys):
+    """Rows of train are never their own nearest triple; a sheet filled with codes makes the table."""
+    sheet, key = tmp_path / "sheet.tsv", tmp_path / "key.json"
+    mine.main(["novelty_sheet", "--of", "train", "--rows", "12", "--out", str(sheet), "--key", str(key), "--data", "toy"])
+    lines = sheet.read_text().splitlines()
+    rows = [i for i, line in enumerate(lines) if not line.startswith("#")][1:]
+    assert len(rows) == 12
+    for number, i in enumerate(rows):
+        _, statement, nearest, code = lines[i].split("\t")
+        assert statement != nearest and not code
+        lines[i] += "14"[number % 2]
+    sheet.write_text("\n".join(lines) + "\n")
+    mine.main(["novelty_table", str(sheet), "--key", str(key)])
+    shown = capsys.readouterr().out
+    assert "kept: 12" in shown and "A 50%" in shown and "F 50%" in shown and "mean: 2.5" in shown
