@@ -11,8 +11,8 @@ Variants
     tiny, tiny_dnn, tiny_bilinear, tiny_dense    tests
 
 A model's plain variant trains once and is selected twice: on the official negatives and on those drawn anew. Without a data
-directory every variant runs on embedded toy facts. One seed takes 1-3 minutes on 2 cores; the test accuracy to expect (5 seeds)
-is in docs/kbc.md.
+directory every variant runs on embedded toy facts. One seed takes 2-5 minutes on 2 cores; the test accuracy to expect is
+in docs/kbc.md.
 """
 
 from ml_collections import ConfigDict
