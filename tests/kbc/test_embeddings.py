@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_bert
 from safetensors.numpy import save_file
 
 from kbc_jax import embeddings, minilm
 from kbc_jax.data import Lexicon, Triples, load_split
 from kbc_jax.embeddings import phrase_vectors, word_vectors
+from tests.kbc import tiny_bert
 from training.errors import UserError
 
 ROOT = Path(__file__).parents[2]

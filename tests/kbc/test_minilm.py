@@ -6,10 +6,10 @@ from math import erf
 import jax
 import numpy as np
 import pytest
-import tiny_bert
 from safetensors.numpy import save_file
 
 from kbc_jax import bert, minilm
+from tests.kbc import tiny_bert
 from training.errors import UserError
 
 TEXTS = ["bad", "cab head", "a", "", "bad cab fade", "zzz", "abcdefgh hgfedcba", "head head head head", "feed", "dad"]

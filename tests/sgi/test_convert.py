@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_weights import random_variables
 
 from sgi import convert, golden
 from sgi.nets import SGINet
+from tests.sgi.random_weights import random_variables
 from training.errors import UserError
 
 GRADIENTS = ("grad/conv.conv.0.weight", "grad/predictor.0.bias")

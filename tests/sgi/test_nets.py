@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_weights import random_variables
 
 from sgi import layers, losses, nets
 from sgi.convert import variable_shapes
 from sgi.layers import BatchNorm, NoisyDense, depthwise3x3, minmax
 from sgi.nets import SGINet
+from tests.sgi.random_weights import random_variables
 from training.errors import UserError
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is what takes time here
