@@ -25,10 +25,11 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """The last picture or video of one name. `file` is relative to the workdir, as metrics.jsonl has it."""
+    """The last picture, video or text of one name. `file` is relative to the workdir, as metrics.jsonl has it."""
 
     step: int
     file: str
+    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +169,10 @@ def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Media], int |
             if name in ("step", "seconds"):
                 continue
             if isinstance(value, dict):
-                file = value.get("image") or value.get("video")
-                if isinstance(file, str) and (name not in media or media[name].step <= step):
-                    media[name] = Media(step, file)
+                file, text = value.get("image") or value.get("video") or "", value.get("text", "")
+                known = isinstance(file, str) and isinstance(text, str) and (file or text)
+                if known and (name not in media or media[name].step <= step):
+                    media[name] = Media(step, file, text)
             elif (numbers := as_floats(value)) is not None:
                 values.setdefault(name, {})[step] = numbers
     return {name: stack(points) for name, points in values.items()}, media, last_step

@@ -17,7 +17,7 @@ SMALL = 256  # pixels: pictures no wider are enlarged by a whole factor, with ha
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """`body` is the embedded element, or a note on why it is missing; `kind` is 'figure' (a plot) or 'frame' (from a run)."""
+    """`body` is the element, or a note on why it is missing; `kind` is 'figure' (a plot), or a run's 'frame' or 'text'."""
 
     name: str
     caption: str
@@ -26,8 +26,8 @@ class Picture:
 
 
 def pictures(material: Material, arms: Sequence[Arm]) -> list[Picture]:
-    """Figures of the folders, then the last picture of each name, from the first run of each arm that has one."""
-    wanted = [(path.stem, "", path, "figure") for path in material.figures]
+    """Figures of the folders, then the last picture or text of each name, from the first run of each arm that has one."""
+    wanted: list[tuple[str, str, Path | str | None, str]] = [(path.stem, "", path, "figure") for path in material.figures]
     for name in dict.fromkeys(name for run in material.runs for name in run.media):
         for arm in arms:
             run = next((run for run in arm.runs if name in run.media), None)
@@ -37,11 +37,14 @@ def pictures(material: Material, arms: Sequence[Arm]) -> list[Picture]:
             path = (run.path / last.file).resolve()
             who = run.label if len(arm.runs) > 1 else arm.name
             caption = f"step {short(last.step, 6)}" + (f" · {who}" if len(material.runs) > 1 else "")
+            if last.text:
+                wanted.append((name, caption, last.text, "text"))
+                continue
             # A path in a metrics row is data: one that leads out of the workdir must not pull a stranger's file into the page.
             wanted.append((name, caption, path if path.is_relative_to(run.path.resolve()) else None, "frame"))
     shown, used = [], 0
     for name, caption, path, kind in wanted:
-        data, body = embed(path, TOTAL_BYTES - used)
+        data, body = (0, tag("pre", path)) if isinstance(path, str) else embed(path, TOTAL_BYTES - used)
         used += data
         shown.append(Picture(name, caption, body, kind))
     return shown

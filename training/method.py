@@ -32,7 +32,7 @@ class TrainState:
 class Eval(NamedTuple):
     """Read-only look at the state, every `every` steps and at the end. `run(state, step)` runs on the host and may jit.
 
-    It returns `{name: value}`, where a value is a float, a `metrics.Image` or a `metrics.Video`.
+    It returns `{name: value}`, where a value is a float, a `metrics.Image`, `metrics.Video` or `metrics.Text`.
     """
 
     every: int

@@ -27,6 +27,12 @@ class Video(NamedTuple):
     fps: float = 15.0
 
 
+class Text(NamedTuple):
+    """An Eval's sample of text, such as continuations of a few prompts; the report shows it line by line."""
+
+    text: str
+
+
 class NonFiniteLoss(UserError):
     """The loss, or the norm of its gradient, became NaN or infinite."""
 
@@ -105,7 +111,7 @@ class Writer:
             )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write one row now. Values: numbers, lists of numbers (one per seed), Image, Video."""
+        """Write one row now. Values: numbers, lists of numbers (one per seed), Image, Video, Text."""
         if not self._main:
             return
         row = {"step": step, "seconds": round(self.seconds, 3)}
@@ -132,6 +138,8 @@ class Writer:
         return {"time/steps_per_second": round((step - then) / (now - since), 4)} if step > then else {}
 
     def _media(self, name: str, step: int, value: Any) -> Any:
+        if isinstance(value, Text):
+            return {"text": value.text}
         if not isinstance(value, Image | Video):
             return _plain(value)
         folder = self.workdir / "media"
@@ -176,7 +184,7 @@ def _show(value: Any) -> str:
         return "[" + " ".join(_show(v) for v in value) + "]"
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
-    return str(value) if not isinstance(value, dict) else next(iter(value.values()))
+    return str(value) if not isinstance(value, dict) else next(iter(value.values())).partition("\n")[0][:60]
 
 
 def _tensorboard(folder: Path) -> Any:

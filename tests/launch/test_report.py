@@ -359,3 +359,13 @@ def test_environment_is_told_once_and_commands_are_quoted(tmp_path):
     page = report(tmp_path)
     assert page.texts["dt"] == ["machine", "versions"] and page.texts["dd"] == ["devices cpu ×8", "jax 9.9"]
     assert "python -m launch.train --config.seed=1 'it'\"'\"'s'" in page.texts["pre"][0]
+
+
+def test_the_last_text_is_shown_as_it_is(tmp_path):
+    rows = [{"step": 1, "eval/samples": {"text": "old"}}, {"step": 9, "eval/samples": {"text": "a <b>\n  & 'c'"}}]
+    make_run(tmp_path / "run", rows)
+    assert main([str(tmp_path / "run")]) == 0
+    page = Page(tmp_path / "run" / "report.html")
+    assert "a <b>\n  & 'c'" in page.texts["pre"]  # escaped, with its lines
+    assert not any("old" in text for text in page.texts["pre"])
+    assert page.of("figure", "text")
