@@ -8,6 +8,8 @@ Variants
     fusion                                  strong model: pairs + three-way product + hidden layer on words and MiniLM sentences
     <any of these>_random, <...>_cn82k      trained on the random split, on CN-82K
     factorized_dense, dnn_dense             L2 on the whole word table, as in the authors' code (and the same _random)
+    factorized_static, .._static_dense      words start from vectors of general text, so that also those without a training
+                                            triple have one of their own, which dense L2 takes from them
     tiny, tiny_dnn, tiny_bilinear, tiny_dense    tests
 
 A model's plain variant trains once and is selected twice: on the official negatives and on those drawn anew. Without a data
@@ -22,8 +24,9 @@ from training.config import base
 MODELS = ("factorized", "prototypical", "argsim_pp", "dnn", "bilinear", "fusion")
 SPLITS = {"": ("official", "redrawn"), "_random": ("random",), "_cn82k": ("cn82k",)}
 DENSE = ("factorized_dense", "dnn_dense", "factorized_dense_random", "dnn_dense_random")
+STATIC = ("factorized_static", "factorized_static_dense")
 TINY = ("tiny", "tiny_dnn", "tiny_bilinear", "tiny_dense")
-VARIANTS = (*(model + split for split in SPLITS for model in MODELS), *DENSE, *TINY)
+VARIANTS = (*(model + split for split in SPLITS for model in MODELS), *DENSE, *STATIC, *TINY)
 
 
 def get_config(variant: str = "factorized") -> ConfigDict:
@@ -51,7 +54,9 @@ def get_config(variant: str = "factorized") -> ConfigDict:
     else:
         split = next((s for s in SPLITS if s and variant.endswith(s)), "")
         c.data.splits = SPLITS[split]
-        model(c, variant.removesuffix(split).removesuffix("_dense"))
+        model(c, variant.removesuffix(split).removesuffix("_dense").removesuffix("_static"))
+    if variant in STATIC:
+        c.words.update({"kind": "static", "normalise": True})
     if "dense" in variant:
         c.l2.mode = "dense"
     return c.lock()
