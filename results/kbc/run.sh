@@ -27,7 +27,3 @@ for seed in 0 1 2; do
   train factorized_static "$seed" # vectors that know words which the training triples lack: what dense L2 takes from them
   train factorized_static_dense "$seed"
 done
-for seed in 0 1 2 3 4; do
-  train argsim_pp "$seed"
-  train argsim_pp_random "$seed"
-done
