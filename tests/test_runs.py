@@ -29,11 +29,21 @@ PAPER = [
     "configs/kbc/complete.py:factorized_dense",
     "configs/kbc/complete.py:dnn",
     "configs/kbc/complete.py:bilinear",
+    "configs/rlhf/sft.py:chat",
+    "configs/rlhf/reward_model.py:tldr",
+    "configs/rlhf/rl.py:tldr_ppo",
+    "configs/rlhf/rl.py:qa_elastic",
+    "configs/rlhf/translation.py:game",
 ]
+TOKENS = {"data.dir": "toy", "tokeniser.kind": "bpe", "tokeniser.vocab": "300"}
 SMALL = {  # data of a moment, for networks of any size
     "pretrain": {"data.collect": "400", "data.shards": "all"},
     "finetune": {"agent.pretrained": "False"},
     "complete": {"data.dir": "toy", "words.kind": "random"},
+    "sft": TOKENS,
+    "reward_model": TOKENS,
+    "rl": {**TOKENS, "reward.kind": "length", "gold.kind": ""},
+    "translation": {"data.dir": "toy"},
 }
 
 
@@ -128,7 +138,7 @@ def test_step_lowers_for_tpu(spec):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     with jax.set_mesh(mesh):
-        text = step.trace(state, stream.spec, method.consts()).lower(lowering_platforms=("tpu",)).as_text()
+        text = step.trace(state, stream.spec, jax.eval_shape(method.consts)).lower(lowering_platforms=("tpu",)).as_text()
     assert "mhlo.num_partitions = 8" in text
     if spec.endswith((":mixed", ":large", ":sgi")):  # a plain depthwise convolution there, shifted sums only on CPU
         assert "feature_group_count = 64" in text or "feature_group_count = 192" in text

@@ -1,0 +1,52 @@
+"""Supervised fine-tuning of language models: the starting points of every reinforcement-learning run.
+
+    python -m launch.train --config configs/rlhf/sft.py:small_imdb --workdir runs/rlhf/sft
+
+Variants
+    tldr       Pythia on TL;DR summaries (Noukhovitch et al. 2025; accelerator; weights from --config.init_from=FOLDER)
+    qa         LLaMA-7B with LoRA on StackExchange (Noukhovitch et al. 2023; accelerator)
+    chat       Llama-3.1-8B on No Robots (Noukhovitch et al. 2025; accelerator; data in the layout of 'qa')
+    small_imdb, small_tldr, small_qa, small_gsm8k, small_arithmetic    1 M parameters from scratch, minutes on 2 cores
+    tiny                                                               tests
+"""
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.config import language, task_of, tiny
+
+SMALL = ("imdb", "tldr", "qa", "gsm8k", "arithmetic")
+VARIANTS = ("tldr", "qa", "chat", *(f"small_{task}" for task in SMALL), "tiny")
+
+
+def get_config(variant: str = "small_imdb") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}")
+    if variant == "tldr":  # async_rlhf, sft configs
+        c = language("rlhf_jax.sft", "tldr", "pythia-410m", batch=32, steps=3648)  # one epoch of 116,722 rows
+        c.form = "examples"  # loss over prompt and summary
+        c.sample.update({"prompt": 512, "response": 53})
+        c.optim.update({"lr": 1e-5, "schedule": "cosine", "steps": 3648})
+    elif variant == "qa":  # trl's StackLLaMA recipe
+        c = language("rlhf_jax.sft", "qa", "llama-7b", batch=8, steps=5000)  # 4 x accumulation 2
+        c.form = "packed"
+        c.lora.update({"rank": 16, "alpha": 32.0})  # dropout .05 of the recipe is left out
+        c.optim.update({"lr": 1e-5, "weight_decay": 0.05, "schedule": "cosine", "warmup": 100, "steps": 5000})
+    elif variant == "chat":  # Noukhovitch et al. 2025, appendix
+        c = language("rlhf_jax.sft", "qa", "llama-3.1-8b", batch=128, steps=148)  # 2 epochs of 9,500 rows
+        c.form = "examples"
+        c.sample.update({"prompt": 3072, "response": 1024})
+        c.optim.update({"lr": 5e-6, "schedule": "linear", "warmup": 4, "steps": 148})
+    elif variant.startswith("small"):
+        task = variant.removeprefix("small_")
+        c = language("rlhf_jax.sft", task, "small", batch=64, steps=1500)
+        c.form = "completions" if task == "arithmetic" else "examples"
+        task_of(c, task)
+        c.optim.update({"lr": 2e-3, "clip": 1.0, "schedule": "cosine", "warmup": 50, "steps": 1500})
+        c.eval.every = 500
+    else:
+        c = language("rlhf_jax.sft", "imdb", "tiny")
+        c.form = "examples"
+        tiny(c)
+    c.length = 1024  # tokens of a packed row
+    c.checkpoint.every = c.checkpoint.every if variant.startswith("tiny") else max(c.steps // 4, 1)
+    return c.lock()

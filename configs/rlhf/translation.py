@@ -1,0 +1,139 @@
+"""The pivot-translation game (Lee et al. 2019; Lu et al. 2020; Noukhovitch et al. 2023): French -> English message -> German.
+
+    python -m launch.train --config configs/rlhf/translation.py:pretrain --workdir runs/pretrain
+    python -m launch.train --config configs/rlhf/translation.py:game --config.init_from=runs/pretrain --workdir runs/game
+
+Variants
+    pretrain, game              sizes and settings of SILTranslationGame (A2C, no countermeasure against drift)
+    game_ARM                    ARM is frozen, reinforce (as game), kl, multitask, s2p, sil, elastic or gumbel
+    small_pretrain, small_ARM   experiment for two cores
+    tiny_pretrain, tiny_game, tiny_sil, tiny_gumbel, tiny_elastic    tests
+
+The papers pretrain on IWSLT'16 and play on all of Multi30k. Here one half of Multi30k stands for IWSLT, unless data.fr_en and
+data.en_de name files of other pairs (then set data.share to 0). Without a data directory every variant runs on a toy grammar.
+"""
+
+from ml_collections import ConfigDict
+
+from training.config import base
+
+ARMS = ("frozen", "reinforce", "kl", "multitask", "s2p", "sil", "elastic", "gumbel")
+TINY = ("tiny_pretrain", "tiny_game", "tiny_sil", "tiny_gumbel", "tiny_elastic")
+VARIANTS = ("pretrain", "game", "small_pretrain", *(f"{size}_{arm}" for size in ("game", "small") for arm in ARMS), *TINY)
+ADAM = {"b1": 0.9, "b2": 0.98, "eps": 1e-9, "clip": 0.1}  # SILTranslationGame, all phases
+
+
+def get_config(variant: str = "game") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}")
+    size, _, arm = variant.rpartition("_")
+    c = pretrain() if arm == "pretrain" else game()
+    if size == "small":
+        small(c, arm)
+    if size == "tiny":
+        tiny(c)
+    if arm in CHANGES:
+        CHANGES[arm](c)
+    return c.lock()
+
+
+def common(method: str) -> ConfigDict:
+    c = base(method)
+    c.data = {
+        "dir": "",
+        "share": 0.5,  # of the training triples: part A, to pretrain on; the rest is part B, to play on
+        "seed": 0,  # of the division, not of the run
+        "bpe": 25_000,  # joint subwords of the three languages; the reference learns 25k merges
+        "length": 50,  # subwords a sentence, END included; longer training sentences are left out
+        "fr_en": "",  # files of other pairs for pretraining
+        "en_de": "",
+    }
+    c.net = {"embed": 256, "hidden": 256, "dtype": "float32"}
+    c.eval = {
+        "every": 500,
+        "sentences": 0,  # held-out sentences; 0: all
+        "batch": 128,
+        "beams": 5,  # on the test part, at the end; validation is greedy
+        "exponent": 0.6,  # score = log p / tokens^exponent
+        "samples": 4,  # sentences shown
+    }
+    return c
+
+
+def pretrain() -> ConfigDict:
+    c = common("rlhf_jax.translation.pretrain")
+    c.batch = 128  # the reference: 2000 tokens
+    c.steps = 500_000
+    c.dropout = {"sender": 0.2, "receiver": 0.3, "lm": 0.3}  # the caption model's is ours
+    # 3e-4 falling linearly to 1e-5 at step 500k, which is on the line to 0 at 517,241.
+    c.optim = {**ADAM, "lr": 3e-4, "schedule": "linear", "steps": 517_241}
+    c.eval.every = 10_000
+    return c
+
+
+def game() -> ConfigDict:
+    c = common("rlhf_jax.translation.game")
+    c.batch = 64  # the reference: 1024 tokens
+    c.steps = 100_000
+    c.estimator = "a2c"  # or 'gumbel'; 'none': only the receiver learns
+    c.temperature = 0.5  # of Gumbel choices
+    c.normalise = False  # rewards with mean 0 and deviation 1 over the batch
+    c.message = {"longest": 40, "shortest": 3}
+    c.loss = {"cross_entropy": 1.0, "policy": 1.0, "value": 10.0, "entropy": 0.001, "kl": 0.0}
+    c.supervised = {"sender": 0.0, "receiver": 0.0}
+    # A group clips by itself: the baseline's gradient, ten times its loss, would take all of a shared norm.
+    c.optim = {**ADAM, "lr": 1e-5, "groups": {"value": {"match": "^value/"}}}
+    c.sil = {"on": False, "play": 4000, "imitate": 400, "optim": {**ADAM, "lr": 1e-4}}
+    c.elastic = {"mode": "none", "decay": 0.99, "every": 23_000, "reset_opt": False}  # the paper's could not be established
+    return c
+
+
+def small(c: ConfigDict, arm: str) -> None:
+    """Half the width, 4k subwords; learning rates for fewer steps (those of translation_game_drift in the game)."""
+    c.data.update({"bpe": 4000, "length": 32})
+    c.net.update({"embed": 128, "hidden": 128})
+    c.batch = 64
+    c.optim.clip = 1.0
+    c.log.every = 50
+    if arm == "pretrain":
+        c.steps = 4000
+        c.optim.update({"lr": 2e-3, "steps": 4000})
+        c.eval.every = 1000
+        c.checkpoint.every = 500
+    else:
+        c.message.longest = 32
+        c.steps = 3000
+        c.optim.update({"lr": 1e-4})
+        c.sil.update({"play": 500, "imitate": 100})
+        c.sil.optim.clip = 1.0
+        c.elastic.update({"decay": 0.995, "every": 1000})
+        c.eval.update({"every": 250, "sentences": 500})
+        c.checkpoint.every = 500
+
+
+def tiny(c: ConfigDict) -> None:
+    c.data.update({"dir": "toy", "bpe": 200, "length": 24})
+    c.net.update({"embed": 8, "hidden": 16})
+    c.update({"batch": 8, "steps": 6})
+    optim = {"lr": 1e-2, "eps": 1e-2, "clip": 1.0}  # a large eps: tests compare meshes, and Adam enlarges rounding errors
+    c.optim.update(optim)
+    c.eval.update({"every": 3, "sentences": 10, "batch": 8, "beams": 2, "samples": 1})
+    c.mesh.min_shard = 256
+    c.log.every = 1
+    c.checkpoint.every = 3
+    if "message" in c:
+        c.message.longest = 8
+        c.elastic.update({"decay": 0.9, "every": 4})
+        c.sil.update({"play": 2, "imitate": 2})
+        c.sil.optim.update(optim)
+
+
+CHANGES = {
+    "frozen": lambda c: c.update({"estimator": "none"}),
+    "gumbel": lambda c: c.update({"estimator": "gumbel"}),
+    "kl": lambda c: c.loss.update({"kl": 0.01}),
+    "multitask": lambda c: c.supervised.update({"sender": 1.0}),
+    "s2p": lambda c: c.supervised.update({"sender": 1.0, "receiver": 1.0}),
+    "sil": lambda c: c.sil.update({"on": True}),
+    "elastic": lambda c: c.elastic.update({"mode": "elastic"}),
+}

@@ -1,0 +1,1 @@
+"""RLHF of language models: Elastic Reset and Asynchronous RLHF."""

@@ -1,0 +1,66 @@
+"""Attention, rotary positions, and the products that need an fp32 result.
+
+Legend: B rows, T queries, S keys, H heads, K key/value heads, E size of a head, R rotated part of a head.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+NEVER = -1e30  # finite: a row of padding sees no key at all, and would get NaN from -inf
+QUERIES = 1024  # of a long text at a time, so that its T^2 attention weights never exist at once
+
+
+@jax.custom_vjp
+def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [..., M, E] times transposed y [..., N, E] -> fp32 [..., M, N]. Its gradients are products in the dtype of x and y.
+
+    `preferred_element_type` alone would make the backward pass of bf16 models multiply fp32 by bf16, on accelerators several
+    times slower.
+    """
+    lead = tuple(range(x.ndim - 2))
+    return jax.lax.dot_general(x, y, (((x.ndim - 1,), (y.ndim - 1,)), (lead, lead)), preferred_element_type=jnp.float32)
+
+
+def _product_fwd(x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple]:
+    return product(x, y), (x, y)
+
+
+def _product_bwd(kept: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, y = kept
+    g = g.astype(x.dtype)
+    return g @ y, g.swapaxes(-1, -2) @ x
+
+
+product.defvjp(_product_fwd, _product_bwd)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
+    """q [B, T, H, E], k and v [B, K, S, E], allowed bool [B, T, S] -> [B, T, H, E]. Softmax in fp32."""
+    B, T, H, E = q.shape
+    K, S = k.shape[1:3]
+    q = q.swapaxes(1, 2).reshape(B, K, (H // K) * T, E)  # the heads of a group share their keys
+    scores = product(q, k).reshape(B, H, T, S) * (1 / math.sqrt(E))
+    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, NEVER), -1).astype(v.dtype)
+    return (weights.reshape(B, K, (H // K) * T, S) @ v).reshape(B, H, T, E).swapaxes(1, 2)
+
+
+def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
+    """`attend` for T = S and nothing allowed in the future: blocks of queries with the keys up to their end."""
+    T, n = q.shape[1], QUERIES
+    if n >= T:
+        return attend(q, k, v, allowed)
+    part = jax.checkpoint(attend)
+    spans = [(i, min(i + n, T)) for i in range(0, T, n)]
+    return jnp.concatenate([part(q[:, i:j], k[:, :, :j], v[:, :, :j], allowed[:, i:j, :j]) for i, j in spans], 1)
+
+
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Rotate the first R entries of heads x [B, T, H, E], halves paired (NeoX and Llama; not interleaved)."""
+    if tables is None:
+        return x
+    cos, sin = tables
+    half = cos.shape[-1]
+    a, b = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
+    return jnp.concatenate([(a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype), x[..., 2 * half :]], -1)

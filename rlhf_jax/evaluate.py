@@ -1,0 +1,193 @@
+"""Evaluations of language models: reward, win rate and exact match of sampled text, three drifts, sample continuations.
+
+The drifts disagree, so all are measured (docs/rlhf.md): `kl`, log(pi / pi_0) summed over a sampled response; `nll_human`, the
+policy's loss on human text; `nll_start`, the loss of its samples under the weights it started from.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax import data, masks, models, rewards, rollout, text_metrics, transformer
+from rlhf_jax.judges import Judge, open_judge
+from rlhf_jax.models import Policy
+from rlhf_jax.tasks import Examples, Task
+from rlhf_jax.tokenisers import Tokeniser
+from training.method import TrainState
+from training.metrics import Text
+from training.rng import key_for
+from training.sharding import replicated
+
+if TYPE_CHECKING:
+    from rlhf_jax.rl import World
+
+SHOWN = 6  # continuations in the report
+
+
+def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable[[], Any]) -> Callable[[TrainState, int], dict]:
+    """An `Eval.run` of a reinforcement-learning run, on the first `eval.prompts` prompts of the validation split.
+
+    Every number also exists for the weights that the run started from ('<name>_at_start'), where curves begin.
+    """
+    config, policy = world.config, world.policy
+    examples = task.splits["validation"].head(config.eval.prompts)
+    sample = sampled(policy, world.how, examples, tokeniser, config.eval, world.mesh)
+    human = nll_of_texts(policy, examples, tokeniser, world.how, config.eval.rows, world.mesh)
+    judge = open_judge(config.reward, examples)
+    gold = open_judge(config.gold, examples) if config.gold.kind else None
+    compare = response_logps(policy, world.mesh)
+    temperature = config.eval.temperature or 1.0
+    start: dict[str, Any] = {}
+
+    def measure(weights: dict, reference: dict) -> tuple[dict, list[str]]:
+        tokens, ids, mask, texts = sample(weights)
+        real = np.asarray(masks.response_masks(tokens, tokeniser.pad).mask)
+        N = tokens.shape[1]
+        own, theirs = (
+            np.concatenate([compare(w, *pair, temperature) for pair in zip(ids, mask, strict=True)])[: len(texts), -N:]
+            for w in (weights, reference)
+        )
+        prompt_length = np.concatenate(mask)[: len(texts)].sum(1) - real.sum(1)
+        found = judged(texts, examples, judge, gold)
+        found |= exact(texts, examples)
+        found |= {
+            "kl": float((np.where(real, own - theirs, 0)).sum(1).mean()),
+            "nll_human": human(weights),
+            "nll_start": float(-np.where(real, theirs, 0).sum() / max(real.sum(), 1)),
+            "ppl_response": text_metrics.ppl_response(theirs, real),
+            "ppl_paper": text_metrics.ppl_paper(theirs, real, prompt_length),
+            "length": float(real.sum(1).mean()),
+            "distinct_1": text_metrics.distinct_n(texts, 1),
+            "distinct_2": text_metrics.distinct_n(texts, 2),
+        }
+        return found, texts
+
+    def run(state: TrainState, step: int) -> dict[str, Any]:
+        kept = consts()
+        reference = policy.weights(kept["init"], kept["frozen"])
+        if not start:
+            found, texts = measure(reference, reference)
+            start.update({"numbers": {f"{name}_at_start": x for name, x in found.items()}, "texts": texts})
+        found, texts = measure(policy.weights(state.params["policy"], kept["frozen"]), reference)
+        shown = show(examples.prompts, {"before": start["texts"], "after": texts})
+        return {**found, **start["numbers"], "samples": Text(shown)}
+
+    return run
+
+
+def held_out(
+    config: ConfigDict, policy: Policy, task: Task, tokeniser: Tokeniser, consts: Callable[[], Any], mesh: Mesh
+) -> Callable[[TrainState, int], dict]:
+    """An `Eval.run` of supervised fine-tuning: loss on the validation split, exact match where it has answers, samples."""
+    examples = task.splits["validation"].head(config.eval.prompts)
+    how = rollout.sampler(config.sample, tokeniser)
+    human = nll_of_texts(policy, examples, tokeniser, how, config.eval.rows, mesh)
+    sample = sampled(policy, how, examples, tokeniser, config.eval, mesh)
+
+    def run(state: TrainState, step: int) -> dict[str, Any]:
+        weights = policy.weights(state.params["policy"], consts()["frozen"])
+        *_, texts = sample(weights)
+        shown = show(examples.prompts, {"sample": texts})
+        return {"nll_human": human(weights), **exact(texts, examples), "samples": Text(shown)}
+
+    return run
+
+
+def judged(texts: list[str], examples: Examples, judge: Judge, gold: Judge | None) -> dict[str, float]:
+    """{'score', and with a gold judge 'gold', 'win_rate' (share of texts above the human's), 'mean_difference'}."""
+    index = np.arange(len(texts))
+    found = {"score": float(judge(index, examples.prompts, texts).mean())}
+    if gold is None:
+        return found
+    ours = gold(index, examples.prompts, texts)
+    found["gold"] = float(ours.mean())
+    if any(examples.references):
+        found |= text_metrics.win_rate(ours, gold(index, examples.prompts, examples.references))
+    return found
+
+
+def exact(texts: list[str], examples: Examples) -> dict[str, float]:
+    """{'exact': share of right answers}, where the split has answers."""
+    if not any(examples.answers):
+        return {}
+    score = rewards.exact(examples)
+    return {"exact": float(np.mean(score(np.arange(len(texts)), examples.prompts, texts)))}
+
+
+def sampled(
+    policy: Policy, how: rollout.Sampler, examples: Examples, tokeniser: Tokeniser, options: ConfigDict, mesh: Mesh
+) -> Callable[[dict], tuple]:
+    """weights -> (tokens [n, N], blocks of ids and mask of prompt + response, texts): one response a prompt, fixed keys."""
+    how = how._replace(samples=1, temperature=options.temperature)
+    blocks = blocked(data.prompt_rows(examples.prompts, tokeniser, how.lengths.prompt).arrays, options.rows)
+    draw = jax.jit(lambda weights, rows, key: rollout.draw(weights, policy, rows, key, how), out_shardings=replicated(mesh))
+
+    def run(weights: dict) -> tuple:
+        tokens, ids, mask = [], [], []
+        for number, rows in enumerate(blocks):
+            prompts = models.spread_rows({name: rows[name] for name in ("prompt", "prompt_mask")}, mesh)
+            drawn = np.asarray(draw(weights, prompts, key_for(0, number, "evaluation"))["tokens"])[:, 0]
+            real = np.asarray(masks.response_masks(drawn, tokeniser.pad).mask)
+            tokens.append(drawn)
+            ids.append(np.concatenate([rows["prompt"], drawn], 1))
+            mask.append(np.concatenate([rows["prompt_mask"], real], 1))
+        tokens = np.concatenate(tokens)[: len(examples.prompts)]
+        return tokens, ids, mask, tokeniser.decode_batch(tokens)
+
+    return run
+
+
+def response_logps(policy: Policy, mesh: Mesh) -> Callable[..., np.ndarray]:
+    """(weights, ids [B, T], mask, temperature) -> log-probs float32 [B, T] of all tokens."""
+    run = jax.jit(
+        lambda weights, ids, mask, temperature: transformer.token_logprobs(weights, policy.cfg, ids, mask, temperature),
+        out_shardings=replicated(mesh),
+    )
+
+    def call(weights: dict, ids: np.ndarray, mask: np.ndarray, temperature: float) -> np.ndarray:
+        return np.asarray(run(weights, *models.spread_rows((ids, mask), mesh), jnp.float32(temperature)))
+
+    return call
+
+
+def nll_of_texts(
+    policy: Policy, examples: Examples, tokeniser: Tokeniser, how: rollout.Sampler, rows: int, mesh: Mesh
+) -> Callable[[dict], float]:
+    """weights -> mean of -log p over the tokens of the human completions (nats a token)."""
+    blocks = blocked(data.pieces(examples.prompts, examples.references, tokeniser, how.lengths), rows)
+    logps = response_logps(policy, mesh)
+
+    def run(weights: dict) -> float:
+        total = count = 0.0
+        for part in blocks:
+            found = logps(weights, part["ids"], part["mask"], 1.0)
+            total -= np.where(part["loss"], found, 0).sum()
+            count += part["loss"].sum()
+        return float(total / count)
+
+    return run
+
+
+def blocked(arrays: dict[str, np.ndarray], rows: int) -> list[dict[str, np.ndarray]]:
+    """Blocks of `rows` rows, so that one program serves all; the last is filled up with rows without 'loss'."""
+    n = len(next(iter(arrays.values())))
+    rows = min(rows, n)
+    place = np.arange(-(-n // rows) * rows)
+    filled = {name: x[np.minimum(place, n - 1)] for name, x in arrays.items()}
+    if "loss" in filled:
+        filled["loss"] = filled["loss"] & (place < n)[:, None]
+    return [{name: x[start : start + rows] for name, x in filled.items()} for start in range(0, len(place), rows)]
+
+
+def show(prompts: list[str], columns: dict[str, list[str]]) -> str:
+    """The first continuations of each column, for the report."""
+    lines = []
+    for i, prompt in enumerate(prompts[:SHOWN]):
+        lines.append(f"prompt: {prompt[-300:]!r}")
+        lines += [f"  {name}: {texts[i]!r}" for name, texts in columns.items()]
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""Preference pairs made here: two samples of a trained model for each prompt, ordered by a gold judge (Gao et al. 2022).
+
+    python -m rlhf_jax.preferences RUN --gold lexicon --out pairs.jsonl [--prompts 4000] [--seed 0]
+
+RUN is a workdir of rlhf_jax.sft or rlhf_jax.rl. The file has one JSON object a line: split, prompt, chosen, rejected. Pairs
+that the judge scores alike are left out. A reward model takes it as --config.pairs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from launch.cli import guarded
+from rlhf_jax import data, models, rollout, text_metrics
+from rlhf_jax.judges import open_judge
+from rlhf_jax.tasks import Pairs
+from rlhf_jax.tasks.base import pairs_of
+from rlhf_jax.tasks.files import read_jsonl
+from training import runtime
+from training.config import load_saved
+from training.rng import key_for
+
+SPLITS = ("train", "validation")
+FIELDS = {"split": str, "prompt": str, "chosen": str, "rejected": str}
+ROWS = 64  # prompts sampled at once
+
+
+def read(path: str) -> dict[str, Pairs]:
+    """split -> pairs of a file that this module wrote."""
+    rows = read_jsonl(Path(path), FIELDS, blank=("chosen", "rejected"))
+    return {s: pairs_of([(r["prompt"], r["chosen"], r["rejected"]) for r in rows if r["split"] == s]) for s in SPLITS}
+
+
+def make(run: str, gold: ConfigDict, *, prompts: int, seed: int) -> list[dict[str, str]]:
+    """Rows of `FIELDS`: from `prompts` training prompts, and a tenth as many of validation."""
+    config = load_saved(run)
+    task, tokeniser = models.open_data(config)
+    cfg = models.model_config(config.model, tokeniser)
+    with config.unlocked():
+        config.init_from, config.lora.rank = run, 0
+    policy = models.Policy(config, cfg)
+    weights = jax.device_put(policy.base())
+    how = rollout.sampler(config.sample, tokeniser)._replace(samples=2)
+    draw = jax.jit(lambda weights, rows, key: rollout.draw(weights, policy, rows, key, how)["tokens"])
+    found = []
+    for split, number in zip(SPLITS, (prompts, max(prompts // 10, 1)), strict=True):
+        examples = task.splits[split].head(number)
+        judge = open_judge(gold, examples)
+        arrays = data.prompt_rows(examples.prompts, tokeniser, how.lengths.prompt).arrays
+        place = np.arange(len(examples.prompts))
+        for start in range(0, len(place), ROWS):
+            index = np.resize(place[start : start + ROWS], ROWS)  # one program: the last block repeats its rows
+            rows = {name: arrays[name][index] for name in ("prompt", "prompt_mask")}
+            tokens = np.asarray(draw(weights, rows, key_for(seed, start, split)))
+            n = len(place[start : start + ROWS])
+            asked = [examples.prompts[i] for i in index[:n]]
+            sides = [tokeniser.decode_batch(tokens[:n, j]) for j in range(2)]
+            scores = [judge(index[:n], asked, side) for side in sides]
+            ordered = text_metrics.relabel(Pairs(asked, *sides), *scores)
+            rows = zip(*ordered, scores[0] != scores[1], strict=True)
+            found += [{"split": split, "prompt": p, "chosen": c, "rejected": r} for p, c, r, differ in rows if differ]
+    return found
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_jax.preferences", description=__doc__.split("\n")[0])
+    parser.add_argument("run", help="workdir whose model is sampled")
+    parser.add_argument("--gold", default="lexicon", help="kind of the judge: lexicon, exact, length, model, classifier")
+    parser.add_argument("--gold-run", default="", help="workdir or folder of a model that judges")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    runtime.setup()
+    rows = make(args.run, ConfigDict({"kind": args.gold, "run": args.gold_run}), prompts=args.prompts, seed=args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{len(rows)} pairs in {args.out}")
+
+
+if __name__ == "__main__":
+    guarded(main)

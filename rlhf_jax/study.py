@@ -1,0 +1,138 @@
+"""Reward against drift over finished runs: tables for launch.report, and plots (tradeoff.py has the definitions).
+
+    python -m rlhf_jax.study RUNS --out results/rlhf/e1 [--free ppo] [--reward eval/score] [--drifts eval/kl ...]
+
+RUNS holds workdirs <arm>/<seed> of rlhf_jax.rl. The scale is fixed by the arm `free` (PPO without a KL term): its best mean
+reward is 1, its final mean drift is the largest drift that counts. Every curve begins at the weights all runs started from.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.cli import guarded
+from rlhf_jax import tradeoff
+from rlhf_jax.tradeoff import Estimate, Points
+from training.errors import UserError
+from training.metrics import read_rows
+
+DRIFTS = ("eval/kl", "eval/nll_human", "eval/nll_start")
+SHARES = (0.25, 0.5, 0.75)  # drift budgets, of the largest drift
+LABELS = {
+    "eval/kl": "KL to the start, nats a response",
+    "eval/nll_human": "loss on human text over the start's, nats a token",
+    "eval/nll_start": "loss of samples under the start over its own, nats a token",
+}
+
+
+def finished(runs: Path) -> dict[str, list[Path]]:
+    """Arm -> workdirs of its finished runs, by seed. Raises UserError if there are none."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(runs.glob("*/*/run.json")):
+        try:
+            done = json.loads(path.read_text()).get("status") == "done"
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not valid JSON ({error}); restore or delete that run") from None
+        if done:
+            found.setdefault(path.parent.parent.name, []).append(path.parent)
+        else:
+            print(f"left out: {path.parent} is not finished")
+    if not found:
+        raise UserError(f"{runs} holds no finished run in <arm>/<seed>: train some first")
+    return found
+
+
+def curve(workdir: Path, reward: str, drift: str) -> tuple[Points, tuple[float, float]]:
+    """(a run's evaluations with the start in front, the start's (drift, reward))."""
+    rows = read_rows(workdir / "metrics.jsonl")
+    first = next((row for row in rows if f"{reward}_at_start" in row), None)
+    if first is None:
+        raise UserError(f"{workdir} has no {reward}_at_start: it is not a run of rlhf_jax.rl, or has no evaluation yet")
+    start = first[f"{drift}_at_start"], first[f"{reward}_at_start"]
+    here = {"step": 0, drift: start[0], reward: start[1]}
+    return tradeoff.points([here, *rows], reward, drift), start
+
+
+def compare(runs: dict[str, list[Path]], free: str, reward: str, drift: str) -> dict[str, Any]:
+    """{'top', 'd_max', 'arms': {arm: {measure: Estimate}}, 'curves'} for one kind of drift."""
+    if free not in runs:
+        raise UserError(f"no finished run of {free!r}, which sets the scale; the arms are {', '.join(runs)}")
+    raw = {arm: [curve(path, reward, drift) for path in paths] for arm, paths in runs.items()}
+    top = float(np.mean([points.reward.max() for points, _ in raw[free]]))
+    d_max = float(np.mean([points.drift[-1] - start[0] for points, start in raw[free]]))
+    scaled = {arm: [tradeoff.normalise(points, start=start, top=top) for points, start in each] for arm, each in raw.items()}
+    budgets = [share * d_max for share in SHARES]
+    return {
+        "top": top, "d_max": d_max, "budgets": budgets, "arms": tradeoff.compare(scaled, d_max, budgets),
+        "curves": tradeoff.curves(scaled, d_max),
+    }  # fmt: skip
+
+
+def table(found: dict[str, Any], reward: str, drift: str) -> dict[str, Any]:
+    """For launch.report: one row an arm, best area first."""
+    measures = list(next(iter(found["arms"].values())))
+    order = sorted(found["arms"], key=lambda arm: -found["arms"][arm]["area"].mean)
+    rows = [[arm, found["arms"][arm]["area"].seeds, *(show(found["arms"][arm][m]) for m in measures)] for arm in order]
+    caption = (
+        f"Rewards: 0 is the start, 1 is {found['top']:.3f}. Area: mean of the best reward at or below each drift up to "
+        f"{found['d_max']:.3f} ({LABELS.get(drift, drift)}). Mean ± standard error over seeds."
+    )
+    return {"title": f"{reward} against {drift}", "caption": caption, "columns": ["arm", "seeds", *measures], "rows": rows}
+
+
+def show(value: Estimate) -> str:
+    return f"{value.mean:.3f}" + (f" ± {value.sem:.3f}" if np.isfinite(value.sem) else "")
+
+
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """A panel a drift: the envelope's mean over seeds with its standard error, and the runs' own evaluations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(5 * len(found), 4.2), squeeze=False, layout="constrained")
+    for axis, (drift, each) in zip(axes[0], found.items(), strict=True):
+        for number, (arm, line) in enumerate(sorted(each["curves"].items())):
+            colour = f"C{number}"
+            axis.plot(line.drift, line.mean, color=colour, label=arm)
+            axis.fill_between(line.drift, line.mean - line.sem, line.mean + line.sem, color=colour, alpha=0.15, lw=0)
+            for run in line.runs:
+                axis.plot(run.drift, run.reward, ".", color=colour, alpha=0.35, ms=4)
+        axis.set(
+            xlabel=LABELS.get(drift, drift), ylabel="reward (start 0, free PPO 1)", xlim=(-0.02 * each["d_max"], each["d_max"])
+        )
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write(runs: Path, out: Path, free: str, reward: str, drifts: Sequence[str]) -> None:
+    """Tables and plot of all drifts into `out`."""
+    arms = finished(runs)
+    found = {drift: compare(arms, free, reward, drift) for drift in drifts}
+    out.mkdir(parents=True, exist_ok=True)
+    for drift, each in found.items():
+        name = f"tradeoff-{drift.replace('/', '-')}.table.json"
+        (out / name).write_text(json.dumps(table(each, reward, drift), indent=1))
+    plot(found, out / "tradeoff.png")
+    print(f"{sum(map(len, arms.values()))} runs of {len(arms)} arms: tables and plot in {out}")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_jax.study", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--free", default="ppo", help="arm without a penalty, which sets the scale")
+    parser.add_argument("--reward", default="eval/score")
+    parser.add_argument("--drifts", nargs="+", default=list(DRIFTS))
+    args = parser.parse_args(argv)
+    write(args.runs, args.out, args.free, args.reward, args.drifts)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,214 @@
+"""GRU encoder-decoders with attention and a GRU language model, as pure functions over dicts of arrays.
+
+An agent translates: a one-layer GRU encoder, and a GRU decoder with input feeding and "general" attention (Luong et al. 2015),
+started from the mean of the encoder's states. GRUs are those of cuDNN and PyTorch: the reset gate multiplies U_n h + c_n.
+
+Legend: B rows, S source tokens, T target tokens, E embedding, H hidden, V target vocabulary. Sentences are int32 [B, T], padded
+on the right with PAD. A sentence may also be floats [B, T, V], a one-hot choice of token at each place; its PAD is zeros.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.translation.corpus import END, PAD, START
+
+NEVER = -1e9  # logit of what must not be chosen; finite, so that 0 * NEVER is 0
+
+
+class Sizes(NamedTuple):
+    source: int  # vocabularies
+    target: int
+    embed: int
+    hidden: int
+
+
+class Memory(NamedTuple):
+    """What the decoder sees of the source. The products with its weights are made once, not at every step.
+
+    keys    [B, S, H]  W_a s: the score of place i is h . keys_i
+    values  [B, S, H]  W_c s: the context's part of W [h; c]
+    mask    [B, S]     bool
+    start   [B, H]     the decoder's first state
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    mask: jax.Array
+    start: jax.Array
+
+
+class State(NamedTuple):
+    """Of the decoder: GRU state and attention vector (the next input's second half), [B, H] each."""
+
+    h: jax.Array
+    feed: jax.Array
+
+
+class Forced(NamedTuple):
+    """Teacher forcing at every place: attention vectors [B, T, H], and what the decoder read, [B, T, E + H]."""
+
+    feeds: jax.Array
+    inputs: jax.Array
+
+
+def init_agent(key: jax.Array, sizes: Sizes) -> dict:
+    k = iter(jax.random.split(key, 12))
+    E, H = sizes.embed, sizes.hidden
+    encoder = {
+        "embed": _table(next(k), sizes.source, E),
+        "gru": _gru(next(k), E, H),
+        "start": _dense(next(k), H, H),
+        "attention": {"kernel": _uniform(next(k), H, (H, H))},
+        "context": {"kernel": _uniform(next(k), 2 * H, (H, H))},
+    }
+    decoder = {
+        "embed": _table(next(k), sizes.target, E),
+        "gru": _gru(next(k), E, H),
+        "feed": {"kernel": _uniform(next(k), H, (H, 3 * H))},
+        "combine": {"kernel": _uniform(next(k), 2 * H, (H, H))},
+        "out": _dense(next(k), H, sizes.target),
+    }
+    return {"encoder": encoder, "decoder": decoder}
+
+
+def init_lm(key: jax.Array, vocabulary: int, embed: int, hidden: int) -> dict:
+    k = jax.random.split(key, 3)
+    return {"embed": _table(k[0], vocabulary, embed), "gru": _gru(k[1], embed, hidden), "out": _dense(k[2], hidden, vocabulary)}
+
+
+def init_value(key: jax.Array, sizes: Sizes) -> dict:
+    """The baseline of A2C: one hidden layer on the decoder's input."""
+    k = jax.random.split(key)
+    return {"hidden": _dense(k[0], sizes.embed + sizes.hidden, sizes.hidden), "out": _dense(k[1], sizes.hidden, 1)}
+
+
+def encode(agent: dict, source: jax.Array, *, key: jax.Array | None = None, rate: float = 0.0) -> Memory:
+    """source: int32 [B, S] or floats [B, S, V]. `rate`: dropout of embeddings, where a key is given."""
+    p = agent["encoder"]
+    mask = present(source)
+    x = dropout(key, rate, embed(p["embed"], source))
+    states = gru_states(p["gru"], x)
+    weight = mask[..., None] / jnp.maximum(mask.sum(1), 1)[:, None, None]
+    mean = (states * weight.astype(states.dtype)).sum(1)
+    return Memory(dense(p["attention"], states), dense(p["context"], states), mask, jnp.tanh(dense(p["start"], mean)))
+
+
+def force(agent: dict, memory: Memory, target: jax.Array, *, key: jax.Array | None = None, rate: float = 0.0) -> Forced:
+    """Read target int32 [B, T] one place late (START first): what is at place t predicts target[:, t]."""
+    p = agent["decoder"]
+    keys = (None, None) if key is None else jax.random.split(key)
+    start = jnp.full_like(target[:, :1], START)
+    x = dropout(keys[0], rate, embed(p["embed"], jnp.concatenate([start, target[:, :-1]], 1)))
+
+    def step(state: State, gates: jax.Array) -> tuple[State, tuple]:
+        new = advance(p, memory, state, gates)
+        return new, (new.feed, state.feed)
+
+    _, (feeds, before) = jax.lax.scan(step, first(memory), dense(p["gru"]["x"], x).swapaxes(0, 1))
+    return Forced(dropout(keys[1], rate, feeds.swapaxes(0, 1)), jnp.concatenate([x, before.swapaxes(0, 1)], -1))
+
+
+def first(memory: Memory) -> State:
+    return State(memory.start, jnp.zeros_like(memory.start))
+
+
+def advance(decoder: dict, memory: Memory, state: State, gates: jax.Array) -> State:
+    """One place further; gates [B, 3H] is the embedding's part of the GRU's input."""
+    h = gru(gates + dense(decoder["feed"], state.feed), dense(decoder["gru"]["h"], state.h), state.h)
+    scores = jnp.einsum("bsh,bh->bs", memory.keys, h).astype(jnp.float32)
+    weights = jax.nn.softmax(jnp.where(memory.mask, scores, NEVER)).astype(h.dtype)
+    context = jnp.einsum("bs,bsh->bh", weights, memory.values)
+    return State(h, jnp.tanh(dense(decoder["combine"], h) + context))
+
+
+def logits(decoder: dict, feeds: jax.Array, early: jax.Array | bool = False) -> jax.Array:
+    """float32 [..., V] of attention vectors [..., H]; PAD and START are never chosen, nor END where `early` [...] is true."""
+    out = dense(decoder["out"], feeds).astype(jnp.float32)
+    token = jnp.arange(out.shape[-1])
+    never = (token <= START) | ((token == END) & jnp.asarray(early)[..., None])
+    return jnp.where(never, NEVER, out)
+
+
+def lm_logits(lm: dict, target: jax.Array, *, key: jax.Array | None = None, rate: float = 0.0) -> jax.Array:
+    """float32 [B, T, V]: at place t for target[:, t], from what stands before it."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    before = jnp.concatenate([jnp.full_like(target[:, :1], START), target[:, :-1]], 1)
+    states = gru_states(lm["gru"], dropout(keys[0], rate, embed(lm["embed"], before)))
+    return logits(lm, dropout(keys[1], rate, states))
+
+
+def value(net: dict, inputs: jax.Array) -> jax.Array:
+    """Baseline float32 [B, T] of decoder inputs [B, T, E + H]."""
+    return dense(net["out"], jnp.tanh(dense(net["hidden"], inputs)))[..., 0].astype(jnp.float32)
+
+
+def gru_states(p: dict, x: jax.Array) -> jax.Array:
+    """States [B, T, H] of a GRU over x [B, T, E], from 0. Padding is on the right, so that it cannot reach a token."""
+
+    def step(h: jax.Array, gates: jax.Array) -> tuple:
+        h = gru(gates, dense(p["h"], h), h)
+        return h, h
+
+    start = jnp.zeros((len(x), p["h"]["kernel"].shape[0]), x.dtype)
+    return jax.lax.scan(step, start, dense(p["x"], x).swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def gru(x: jax.Array, u: jax.Array, h: jax.Array) -> jax.Array:
+    """h' = (1 - z) n + z h; x, u [B, 3H]: the input's and the state's parts of reset gate, update gate z and candidate n."""
+    (x_r, x_z, x_n), (u_r, u_z, u_n) = jnp.split(x, 3, -1), jnp.split(u, 3, -1)
+    z = jax.nn.sigmoid(x_z + u_z)
+    n = jnp.tanh(x_n + jax.nn.sigmoid(x_r + u_r) * u_n)
+    return n + z * (h - n)
+
+
+def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    if jnp.issubdtype(tokens.dtype, jnp.integer):
+        return table[tokens]
+    return dense({"kernel": table}, tokens.astype(table.dtype))
+
+
+def present(tokens: jax.Array) -> jax.Array:
+    """bool [B, T]: not PAD."""
+    return tokens != PAD if jnp.issubdtype(tokens.dtype, jnp.integer) else (jax.lax.stop_gradient(tokens) > 0).any(-1)
+
+
+def dense(p: dict, x: jax.Array) -> jax.Array:
+    """x [..., in] -> [..., out], in two dimensions: the backward pass of a 3-D product takes up to 2.8x more time on CPU."""
+    y = x.reshape(-1, x.shape[-1]) @ p["kernel"]
+    if "bias" in p:
+        y = y + p["bias"]
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def dropout(key: jax.Array | None, rate: float, x: jax.Array) -> jax.Array:
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def cast(params: Any, dtype: str) -> Any:
+    """Parameters in the compute dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def _uniform(key: jax.Array, fan: int, shape: tuple) -> jax.Array:
+    """PyTorch's start of linear layers and GRUs: uniform within 1 / sqrt(fan)."""
+    return jax.random.uniform(key, shape, minval=-(fan**-0.5), maxval=fan**-0.5)
+
+
+def _dense(key: jax.Array, size: int, out: int) -> dict:
+    return {"kernel": _uniform(key, size, (size, out)), "bias": jnp.zeros(out)}
+
+
+def _gru(key: jax.Array, size: int, hidden: int) -> dict:
+    x, h = jax.random.split(key)
+    return {
+        "x": {"kernel": _uniform(x, hidden, (size, 3 * hidden)), "bias": jnp.zeros(3 * hidden)},
+        "h": {"kernel": _uniform(h, hidden, (hidden, 3 * hidden)), "bias": jnp.zeros(3 * hidden)},
+    }
+
+
+def _table(key: jax.Array, size: int, width: int) -> jax.Array:
+    return 0.1 * jax.random.normal(key, (size, width))

@@ -1,0 +1,125 @@
+"""Rewards and advantages against loops over rows and tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import advantages
+from rlhf_jax.masks import response_masks
+from training.errors import UserError
+
+PAD = 9
+TOKENS = np.array([[7, 9, 9, 9], [1, 2, 3, 7], [1, 2, 3, 4], [1, 7, 9, 9]])  # ends at 0, 3, never, 1
+SCORE = np.array([10.0, 20.0, 30.0, 40.0], np.float32)
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("place", "at"), [("after", [1, 3, 3, 2]), ("last", [0, 3, 3, 1])])
+def test_token_rewards(place, at):
+    logp, ref = draw(0, 4, 4), draw(1, 4, 4)
+    expected = np.zeros((4, 4))
+    for row, length in enumerate([1, 4, 4, 2]):
+        for t in range(length):
+            expected[row, t] = -0.05 * (logp[row, t] - ref[row, t])
+        expected[row, at[row]] += SCORE[row]
+    logp[0, 1:] = np.inf  # padding must not leak
+    ours = jax.jit(lambda beta: advantages.token_rewards(SCORE, logp, ref, response_masks(TOKENS, PAD), beta, place))(0.05)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    # samples of prompts: [P, k, N]
+    folded = advantages.token_rewards(
+        SCORE.reshape(2, 2),
+        logp.reshape(2, 2, 4),
+        ref.reshape(2, 2, 4),
+        response_masks(TOKENS.reshape(2, 2, 4), PAD),
+        0.05,
+        place,
+    )
+    np.testing.assert_allclose(folded.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sequence_rewards():
+    logp, ref = draw(2, 4, 4), draw(3, 4, 4)
+    masks = response_masks(TOKENS, PAD)
+    expected = [SCORE[i] - 0.05 * sum(logp[i, t] - ref[i, t] for t in range(n)) for i, n in enumerate([1, 4, 4, 2])]
+    ours = advantages.sequence_rewards(SCORE, logp, ref, masks.mask, 0.05)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    np.testing.assert_allclose(ours, advantages.token_rewards(SCORE, logp, ref, masks, 0.05).sum(-1), rtol=1e-5)
+
+
+def slow_gae(rewards, values, gamma, lam):
+    """The definition: sum over l of (gamma lam)^l delta_{t+l}."""
+    n = rewards.shape[1]
+    found = np.zeros_like(rewards)
+    for row in range(len(rewards)):
+        for t in range(n):
+            for later in range(t, n):
+                following = values[row, later + 1] if later + 1 < n else 0.0
+                delta = rewards[row, later] + gamma * following - values[row, later]
+                found[row, t] += (gamma * lam) ** (later - t) * delta
+    return found
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.99, 0.95), (0.9, 0.0)])
+def test_gae(gamma, lam):
+    rewards, values = draw(4, 3, 5).astype(float), draw(5, 3, 5).astype(float)
+    ours, returns = jax.jit(advantages.gae)(rewards, values, gamma, lam)
+    expected = slow_gae(rewards, values, gamma, lam)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(returns, expected + values, rtol=1e-4, atol=1e-5)
+
+
+def test_gae_by_hand():
+    """gamma .5, lam .5: delta_1 = 4 - 2 = 2, delta_0 = 1 + 1 - 3 = -1, A_0 = -1 + .25 * 2."""
+    ours, returns = advantages.gae(jnp.array([1.0, 4.0]), jnp.array([3.0, 2.0]), 0.5, 0.5)
+    np.testing.assert_allclose(ours, [-0.5, 2.0])
+    np.testing.assert_allclose(returns, [2.5, 4.0])
+
+
+def test_gae_with_a_mask_is_that_of_the_short_row():
+    rewards, values = draw(6, 1, 6), draw(7, 1, 6)
+    mask = np.arange(6)[None] < 4
+    gae = jax.jit(advantages.gae)
+    ours, returns = gae(rewards, values, 0.99, 0.95, mask)
+    short, short_returns = gae(rewards[:, :4], values[:, :4], 0.99, 0.95)
+    np.testing.assert_allclose(ours[:, :4], short, rtol=1e-6)
+    np.testing.assert_allclose(returns[:, :4], short_returns, rtol=1e-6)
+    assert not np.asarray(ours[:, 4:]).any() and not np.asarray(returns[:, 4:]).any()
+
+
+def test_gae_over_samples_of_prompts():
+    rewards, values = draw(8, 6, 5), draw(9, 6, 5)
+    gae = jax.jit(lambda r, v: advantages.gae(r, v, 1.0, 0.95))
+    folded, _ = gae(rewards.reshape(3, 2, 5), values.reshape(3, 2, 5))
+    vmapped, _ = jax.jit(jax.vmap(gae))(rewards, values)
+    np.testing.assert_allclose(folded.reshape(6, 5), vmapped, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_rloo(k):
+    rewards = draw(10, 3, k)
+    expected = np.empty_like(rewards)
+    for p in range(3):
+        for j in range(k):
+            others = [rewards[p, i] for i in range(k) if i != j]
+            expected[p, j] = rewards[p, j] - sum(others) / len(others)
+    np.testing.assert_allclose(advantages.rloo(rewards), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rloo_needs_two_samples():
+    with pytest.raises(UserError, match="at least 2 samples"):
+        advantages.rloo(jnp.ones((3, 1)))
+
+
+def test_reinforce_baselines():
+    rewards = jnp.array([1.0, 2.0, 6.0])
+    np.testing.assert_allclose(advantages.reinforce(rewards), rewards)
+    np.testing.assert_allclose(advantages.reinforce(rewards, "batch"), [-2, -1, 3])
+    np.testing.assert_allclose(advantages.reinforce(rewards, "running", 1.5), [-0.5, 0.5, 4.5])
+    with pytest.raises(UserError, match="needs the running mean"):
+        advantages.reinforce(rewards, "running")
+    with pytest.raises(UserError, match="unknown baseline 'mean'"):
+        advantages.reinforce(rewards, "mean")

@@ -1,0 +1,181 @@
+"""From supervised fine-tuning over a reward model to reinforcement learning, as a user chains runs; what each reports."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from rlhf_jax import data, evaluate, judges, models, preferences, reward_model, sft, tokenisers, transformer
+from rlhf_jax.tasks import Examples, open_task
+from training import config as configs
+from training.checkpoint import read_arrays
+from training.errors import UserError
+from training.metrics import read_rows
+from training.testing import train
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "rlhf"
+LENGTHS = data.Lengths(6, 5)
+
+
+def load(spec, **overrides):
+    return configs.load(f"{CONFIGS}/{spec}", {k.replace("__", "."): str(v) for k, v in overrides.items()})
+
+
+def imdb(spec, **overrides):
+    """The config with the data of the tiny SFT run."""
+    config = load(spec, **overrides)
+    with config.unlocked():
+        config.data = load("sft.py:tiny").data
+    return config
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Workdirs of a chain of runs: sft, judge (labels), pairs, proxy (on pairs made here), rl."""
+    folder = tmp_path_factory.mktemp("chain")
+    train(load("sft.py:tiny", optim__lr=3e-3, steps=20, eval__every=10, checkpoint__every=100), folder / "sft")
+    labels = {"objective": "labels", "init_from": folder / "sft"}
+    train(imdb("reward_model.py:tiny", **labels), folder / "judge")
+    pairs = preferences.make(str(folder / "sft"), ConfigDict({"kind": "length", "run": ""}), prompts=20, seed=0)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    proxy = {"objective": "pairs", "init_from": folder / "sft", "pairs": folder / "pairs.jsonl", "optim__lr": 3e-3, "steps": 30}
+    proxy |= {"checkpoint__every": 100}
+    train(imdb("reward_model.py:tiny", **proxy), folder / "proxy")
+    rl = {"init_from": folder / "sft", "reward__kind": "model", "reward__run": folder / "judge", "gold__kind": "lexicon"}
+    train(load("rl.py:tiny", **rl), folder / "rl")
+    return folder
+
+
+def last(folder, prefix):
+    row = [row for row in read_rows(folder / "metrics.jsonl") if any(name.startswith(prefix) for name in row)][-1]
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+
+
+def test_supervised_fine_tuning_lowers_the_loss_on_held_out_text(chain):
+    rows = [row["eval/nll_human"] for row in read_rows(chain / "sft" / "metrics.jsonl") if "eval/nll_human" in row]
+    assert rows[-1] < rows[0] < np.log(300) + 0.2  # 300 tokens
+    assert "prompt:" in last(chain / "sft", "eval/")["samples"]["text"]
+
+
+def test_stages_start_from_the_stage_before(chain):
+    base = read_arrays(str(chain / "sft"))["params"]["policy"]
+    config = load("rl.py:tiny", init_from=chain / "sft")
+    task, tokeniser = models.open_data(config)
+    policy = models.Policy(config, models.model_config(config.model, tokeniser))
+    jax.tree.map(np.testing.assert_array_equal, policy.start(), base)
+    assert task.name == "imdb"
+
+
+def test_pairs_are_ordered_by_the_judge_and_learned(chain):
+    rows = [json.loads(line) for line in (chain / "pairs.jsonl").read_text().splitlines()]
+    assert {row["split"] for row in rows} <= {"train", "validation"}
+    assert len(rows) > 5
+    assert all(min(len(row["chosen"]), 20) > min(len(row["rejected"]), 20) for row in rows)  # the toy judge likes length
+    metrics = [row["train/accuracy"] for row in read_rows(chain / "proxy" / "metrics.jsonl") if "train/accuracy" in row]
+    assert np.mean(metrics[-5:]) > 0.8 > np.mean(metrics[:2])
+
+
+def test_an_rl_run_reports_reward_drifts_and_where_it_began(chain):
+    found = last(chain / "rl", "eval/")
+    names = ("score", "gold", "win_rate", "kl", "nll_human", "nll_start", "ppl_response", "ppl_paper", "distinct_2", "length")
+    assert {f"{name}{end}" for name in names for end in ("", "_at_start")} <= set(found)
+    assert abs(found["kl_at_start"]) < 1e-5
+    assert 0 < found["score"] < 1  # a probability
+    assert found["ppl_paper"] < found["ppl_response"]
+    assert "before:" in found["samples"]["text"] and "after:" in found["samples"]["text"]
+
+
+def test_a_trained_judge_scores_text_wherever_it_stands(chain):
+    judge = judges.open_judge(ConfigDict({"kind": "model", "run": str(chain / "judge")}), Examples([], [], []))
+    texts = ["A fine film", "I slept", "A fine film", "good", "bad", "odd"]
+    alone = np.concatenate([judge(np.arange(1), [""], [text]) for text in texts])
+    together = judge(np.arange(6), ["A fine", "I", "A", "", "", ""], [" film", " slept", " fine film", "good", "bad", "odd"])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert together[0] == together[2]  # prompt and completion are read as one text
+    with pytest.raises(UserError, match=r"not of rlhf_jax\.reward_model"):
+        judges.open_judge(ConfigDict({"kind": "model", "run": str(chain / "sft")}), Examples([], [], []))
+
+
+def test_losses_of_reward_models_against_numpy():
+    cfg = transformer.TransformerConfig(20, 1, 8, 2, 16)
+    params = models.with_head(jax.random.key(1), transformer.init(jax.random.key(0), cfg), cfg)
+    rng = np.random.default_rng(0)
+    side = lambda: {"ids": rng.integers(0, 20, (4, 6)).astype(np.int32), "mask": np.arange(6) < rng.integers(1, 7, (4, 1))}  # noqa: E731
+    chosen, rejected = side(), side()
+    at_last = lambda s: np.asarray(models.values(params, cfg, s["ids"], s["mask"]))[np.arange(4), s["mask"].sum(1) - 1]  # noqa: E731
+    batch = {f"{k}_{name}": v for name, s in (("chosen", chosen), ("rejected", rejected)) for k, v in s.items()}
+    loss, metrics = reward_model.pair_loss(params, cfg, batch)
+    gap = at_last(chosen) - at_last(rejected)
+    assert float(loss) == pytest.approx(-np.log(1 / (1 + np.exp(-gap))).mean(), rel=1e-5)
+    assert float(metrics["accuracy"]) == (gap > 0).mean()
+    label = np.float32([1, 0, 1, 0])
+    loss, _ = reward_model.label_loss(params, cfg, {**chosen, "label": label})
+    p = 1 / (1 + np.exp(-at_last(chosen)))
+    assert float(loss) == pytest.approx(-(label * np.log(p) + (1 - label) * np.log(1 - p)).mean(), rel=1e-5)
+
+
+def test_cross_entropy_counts_the_marked_tokens():
+    cfg = transformer.TransformerConfig(20, 1, 8, 2, 16)
+    params, ids = transformer.init(jax.random.key(0), cfg), jnp.array([[1, 1, 5, 6, 7], [3, 4, 5, 1, 1]])
+    mask = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    loss = jnp.array([[0, 0, 1, 0, 1], [1, 1, 1, 1, 1]], bool)
+
+    class Only:
+        pass
+
+    policy = Only()
+    policy.cfg = cfg
+    found, count = sft.cross_entropy(params, policy, {"ids": ids, "mask": mask, "loss": loss})
+    z = jax.nn.log_softmax(transformer.logits(params, cfg, transformer.hidden(params, cfg, ids, mask)))
+    wanted = [z[0, 3, 7], z[1, 0, 4], z[1, 1, 5]]  # a row's first real token has no context, padding does not count
+    assert int(count) == 3
+    assert float(found) == pytest.approx(-float(np.mean(wanted)), rel=1e-5)
+
+
+def test_rows_of_tokens():
+    tokeniser = tokenisers.characters("abcdefgh")
+    a, b, c = tokeniser.encode("abc")
+    rows = data.prompt_rows(["abc", "abcabcabc"], tokeniser, 4)
+    assert rows.arrays["prompt"].tolist() == [[1, a, b, c], [c, a, b, c]]  # cut on the left
+    assert rows.arrays["prompt_mask"].tolist() == [[False, True, True, True], [True] * 4]
+    found = data.pieces(["abc", "a"], ["ab", "abcabc"], tokeniser, LENGTHS)
+    assert found["ids"].tolist() == [[1, 1, 1, a, b, c, a, b, 0, 1, 1], [1, 1, 1, 1, 1, a, a, b, c, a, b]]
+    assert found["loss"].sum(1).tolist() == [3, 5]  # with EOS; a long completion is cut and has none
+    assert (found["mask"] == (found["ids"] != 1)).all()
+    packed = data.packed(["abc", "ab"], tokeniser, 3)
+    assert packed.arrays["ids"].tolist() == [[a, b, c], [0, a, b]]
+    labelled = data.labelled_rows(["abcabc"], np.array([1]), tokeniser, 4)
+    assert labelled.arrays["ids"].tolist() == [[c, a, b, c]]
+    for broken in (lambda: data.prompt_rows([], tokeniser, 4), lambda: data.prompt_rows([""], tokeniser, 4)):
+        with pytest.raises(UserError, match=r"no prompts|have no token"):
+            broken()
+    with pytest.raises(UserError, match="do not fill one row"):
+        data.packed(["ab"], tokeniser, 64)
+
+
+def test_blocks_cover_each_row_once():
+    arrays = {"ids": np.arange(10)[:, None], "loss": np.ones((10, 1), bool)}
+    blocks = evaluate.blocked(arrays, 4)
+    assert [len(block["ids"]) for block in blocks] == [4, 4, 4]
+    counted = np.concatenate([block["ids"][block["loss"]] for block in blocks])
+    assert counted.tolist() == list(range(10))
+
+
+def test_chunks_keep_the_order():
+    x = jnp.arange(12.0)
+    double = models.in_chunks(lambda x, y: {"sum": x + y}, 3, x, x)
+    np.testing.assert_array_equal(double["sum"], 2 * x)
+
+
+def test_weights_of_another_shape_are_refused(chain):
+    task = open_task(load("sft.py:tiny").data)
+    tokeniser = models.open_tokeniser(load("sft.py:tiny").tokeniser, task)
+    cfg = models.model_config(load("sft.py:tiny", model__width=16).model, tokeniser)
+    with pytest.raises(UserError, match=r"is \(2, 32\) there and \(2, 16\) here"):
+        models.load(str(chain / "sft"), cfg, ("policy",))
+    with pytest.raises(UserError, match="a run without policy"):
+        models.load(str(chain / "judge"), models.model_config(load("sft.py:tiny").model, tokeniser), ("policy",))

@@ -1,0 +1,55 @@
+"""rlhf_jax.study on made runs with known numbers."""
+
+import json
+
+import pytest
+
+from rlhf_jax import study
+from training.errors import UserError
+
+
+def make_run(folder, points, status="done"):
+    """points: (step, KL, score); every run starts at KL 0 and score 0.5."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": status}))
+    start = {"eval/kl_at_start": 0.0, "eval/score_at_start": 0.5}
+    rows = [{"step": s, "eval/kl": kl, "eval/score": score, **start} for s, kl, score in points]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def runs(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / "ppo" / str(seed), [(10, 2.0, 0.7), (20, 4.0, 0.9)])
+        make_run(tmp_path / "elastic" / str(seed), [(10, 1.0, 0.7 + 0.1 * seed), (20, 2.0, 0.9)])
+    make_run(tmp_path / "ppo" / "2", [(10, 9.0, 0.0)], status="running")
+    return tmp_path
+
+
+def test_scale_area_and_budgets(tmp_path):
+    found = study.compare(study.finished(runs(tmp_path)), "ppo", "eval/score", "eval/kl")
+    assert found["top"] == pytest.approx(0.9)
+    assert found["d_max"] == pytest.approx(4.0)
+    ppo, elastic = found["arms"]["ppo"], found["arms"]["elastic"]
+    assert ppo["area"].mean == pytest.approx(0.5 * 0.5)  # 0 up to 2, (.7 - .5) / .4 up to 4
+    assert ppo["area"].seeds == 2  # the running one is left out
+    assert elastic["area"].mean == pytest.approx(0.5 + (0.25 * 0.5 + 0.25 * 0.75) / 2)
+    assert elastic["reward_at_1"].mean == pytest.approx(0.625)
+    assert ppo["reward_at_3"].mean == pytest.approx(0.5)
+
+
+def test_tables_and_plot_are_written(tmp_path):
+    out = tmp_path / "out"
+    study.main([str(runs(tmp_path / "runs")), "--out", str(out), "--drifts", "eval/kl"])
+    table = json.loads((out / "tradeoff-eval-kl.table.json").read_text())
+    assert [row[0] for row in table["rows"]] == ["elastic", "ppo"]  # best area first
+    assert (out / "tradeoff.png").stat().st_size > 5000
+
+
+def test_bad_runs_get_one_line(tmp_path):
+    with pytest.raises(UserError, match="no finished run in <arm>/<seed>"):
+        study.finished(tmp_path)
+    arms = study.finished(runs(tmp_path))
+    with pytest.raises(UserError, match="'free', which sets the scale"):
+        study.compare(arms, "free", "eval/score", "eval/kl")
+    with pytest.raises(UserError, match="no eval/win_rate_at_start"):
+        study.compare(arms, "ppo", "eval/win_rate", "eval/kl")
