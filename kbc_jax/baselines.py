@@ -7,8 +7,8 @@ Every baseline is made once and gives float64 [n] scores of triples, higher = tr
     WordPMI       the same of single words, averaged; with all three pairs, of head words and tail words too
     ArgSim        <v_h, v_t>
     MaxSim        the largest <[v_h; v_r; v_t], [v_h'; v_r'; v_t']> with a training triple
-    MaxArgSim     both
-    MinusNovelty  minus the distance to the nearest training triple (kbc_jax/novelty.py)
+
+`max_arg_sim` adds the scores of the last two. Minus the distance to the nearest training triple (`novelty.novelty`) is another.
 
 ArgSim and MaxSim are those of the authors' code (train_argsim.py, train_maxargsim.py) of Jastrzębski et al. 2018; the counting
 models are additions: WordPMI is Prototypical (two pairs) and Factorized (three pairs) by counting.
@@ -24,7 +24,6 @@ import numpy as np
 
 from kbc_jax.data import Lexicon, Split, Triples, phrase_means
 from kbc_jax.metrics import accuracy, best_threshold, f1
-from kbc_jax.novelty import novelty
 from training.errors import UserError
 
 PAIRS = ("rh", "rt", "ht")
@@ -150,30 +149,12 @@ class MaxSim:
         return np.concatenate(found).astype(float)
 
 
-class MaxArgSim:
-    """MaxSim + ArgSim, each brought to mean 0 and deviation 1 on dev1.
+def max_arg_sim(max_sim: np.ndarray, arg_sim: np.ndarray, dev1: np.ndarray) -> np.ndarray:
+    """Scores of MaxSim and of ArgSim [n], each brought to mean 0 and deviation 1 on dev1 (bool [n]), and added.
 
     The authors' MaxArgSim learns weights for the two with a small network on dev1; this one has none to learn.
     """
-
-    def __init__(self, train: Triples, dev1: Triples, lexicon: Lexicon, vectors, *, seed: int = 0):
-        self._scores = MaxSim(train, lexicon, vectors, seed=seed).score, ArgSim(lexicon, vectors).score
-        self._scale = [(values.mean(), values.std()) for values in (score(dev1) for score in self._scores)]
-
-    def score(self, triples: Triples) -> np.ndarray:
-        return sum((score(triples) - mean) / sd for score, (mean, sd) in zip(self._scores, self._scale, strict=True))
-
-
-class MinusNovelty:
-    """Minus the distance to the nearest training triple."""
-
-    def __init__(self, train: Triples, lexicon: Lexicon, vectors, *, unknown: str = "zero"):
-        self._settings = {"lexicon": lexicon, "vectors": vectors, "unknown": unknown}
-        self._train = train
-
-    def score(self, triples: Triples) -> np.ndarray:
-        distance, _ = novelty(self._train, triples, **self._settings)
-        return -distance.astype(float)
+    return sum((scores - scores[dev1].mean()) / scores[dev1].std() for scores in (max_sim, arg_sim))
 
 
 class _RelationCounts:

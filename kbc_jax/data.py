@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kbc_jax import toy
+from kbc_jax import files, toy
 from training.errors import UserError
 
 PADDING, UNKNOWN = "", "UUUNKKK"  # words 0 and 1
@@ -40,12 +40,14 @@ class Triples(NamedTuple):
     head: tuple[str, ...]
     tail: tuple[str, ...]
     label: np.ndarray  # bool [n]; all true where the file has no labels
+    source: np.ndarray | None = None  # int [n]: the row whose corruption a false triple is, a true one's own; where known
 
     @property
     def size(self) -> int:
         return len(self.label)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Triples":
+        """Some rows, without `source`: they have new numbers."""
         relation, head, tail = (tuple(column[i] for i in indices) for column in self[:3])
         return Triples(relation, head, tail, self.label[np.asarray(indices, int)])
 
@@ -82,7 +84,7 @@ def read_triples(path: Path | str, *, labelled: bool) -> Triples:
     if not path.is_file():
         raise UserError(f"no file {path}; give the folder of the ConceptNet-100k files as --config.data.dir or QUINTET_DATA")
     rows, labels = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, line in files.lines(path):
         if line.strip():
             row, label = _parse(line, labelled, f"{path} line {number}")
             rows.append(row)
@@ -94,11 +96,8 @@ def read_triples(path: Path | str, *, labelled: bool) -> Triples:
     return Triples.of(rows, np.array(labels))
 
 
-def _parse(line: bytes, labelled: bool, where: str) -> tuple[tuple[str, str, str], bool]:
-    try:
-        fields = [" ".join(field.split()) for field in line.decode("utf-8").split("\t")]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
+def _parse(line: str, labelled: bool, where: str) -> tuple[tuple[str, str, str], bool]:
+    fields = [" ".join(field.split()) for field in line.split("\t")]
     if len(fields) not in ((4,) if labelled else (3, 4)):
         wanted = "relation, head, tail, label" if labelled else "relation, head, tail"
         raise UserError(f"{where} has {len(fields)} columns between tabs; it needs {wanted}")
@@ -148,7 +147,7 @@ def load_split(name: str, directory: str = "", *, seed: int = 0) -> Split:
         return Split(train, *(with_negatives(part, rng) for part in parts))
     official = Split(**_read_official(folder)) if folder else Split(*map(_toy, toy.split()))
     if name == "official":
-        return official
+        return Split(official.train, *map(paired, official[1:]))
     positives = [part.positives() for part in official[1:]]
     train = official.train
     if name == "random":
@@ -175,7 +174,7 @@ def load_graph(name: str, directory: str = "") -> tuple[Triples, Triples, Triple
 def with_negatives(positives: Triples, rng: np.random.Generator) -> Triples:
     """N positives, then N negatives: 3N corruptions (relation, head, tail of a random row), of which N are kept.
 
-    augment_with_negative_samples.py: a positive may have 0 to 3 negatives, and nothing is filtered.
+    augment_with_negative_samples.py: a positive may have 0 to 3 negatives, and nothing is filtered. `source` is kept.
     """
     n = positives.size
     keep = rng.permutation(3 * n)[:n]
@@ -184,7 +183,21 @@ def with_negatives(positives: Triples, rng: np.random.Generator) -> Triples:
     rows = list(map(list, positives.take(row).keys()))
     for key, column, j in zip(rows, slot, other, strict=True):
         key[column] = positives[column][j]
-    return Triples.of(positives.keys() + [tuple(key) for key in rows], np.arange(2 * n) < n)
+    found = Triples.of(positives.keys() + [tuple(key) for key in rows], np.arange(2 * n) < n)
+    return found._replace(source=np.concatenate([np.arange(n), row]))
+
+
+def paired(triples: Triples) -> Triples:
+    """`triples` with their `source`, if they are n positives and then a corruption of at most one slot of each, in order.
+
+    The official files are; other triples come back as they are.
+    """
+    n = triples.size // 2
+    keys = triples.keys()
+    fits = triples.size == 2 * n and triples.label[:n].all() and not triples.label[n:].any()
+    if not fits or any(sum(a != b for a, b in zip(*pair, strict=True)) > 1 for pair in zip(keys[:n], keys[n:], strict=True)):
+        return triples
+    return triples._replace(source=np.tile(np.arange(n), 2))
 
 
 def _read_official(folder: Path) -> dict[str, Triples]:
@@ -235,6 +248,11 @@ class Lexicon:
         except KeyError as error:
             raise UserError(f"the phrase {error.args[0]!r} is not in the lexicon; build it with these triples") from None
         return np.stack([head, self.relation_ids(triples.relation), tail], 1).astype(np.int32)
+
+    def unseen(self, triples: Triples) -> np.ndarray:
+        """bool [n]: the head or the tail has a word that no training triple has."""
+        words = self.phrase_words[self.ids(triples)[:, [0, 2]]]
+        return ((words > 0) & ~self.seen[words]).any((1, 2))
 
     def relation_ids(self, relations: Sequence[str]) -> np.ndarray:
         return np.array([self._relation[r] for r in relations], np.int32)

@@ -2,36 +2,39 @@
 
     python -m kbc_jax.link RUNS --out results/kbc [--arms factorized dnn] [--seeds 3] [--limit 300]
 
-Arms whose name ends in _cn82k are ranked on CN-82K, the others on CN-100K. Every call adds to links.json, one entry an arm, and
-writes the table that `launch.report` shows.
+Arms whose name ends in _cn82k are ranked on CN-82K, the others on CN-100K; those of the random split, whose training triples
+hold test triples of CN-100K, are left out. Every call adds to links.json, one entry an arm, and writes the table that
+`launch.report` shows. Unfinished runs are named and left out.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from kbc_jax import scorer, tables
+from kbc_jax import files, scorer, tables
 from kbc_jax.data import Lexicon, Triples, load_graph
+from kbc_jax.files import positive
 from kbc_jax.ranking import link_prediction
-from kbc_jax.study import over_seeds, workdirs
+from kbc_jax.study import finished, over_seeds
 from launch.cli import guarded
 from training.errors import UserError
 
 KEYS = ("mrr", "hits@1", "hits@3", "hits@10")
 
 
-def rank_arm(folder: Path, data: str, *, seeds: int, limit: int) -> dict:
+def rank_arm(arm: str, workdirs: Sequence[Path], data: str, *, seeds: int, limit: int) -> dict:
     """{measure: {mean, sd, values}} over the seeds of one arm, with `head`, `tail` and their mean; epochs as chosen on dev2."""
-    train, valid, test = load_graph("cn82k" if folder.name.endswith("_cn82k") else "cn100k", data)
+    train, valid, test = load_graph("cn82k" if arm.endswith("_cn82k") else "cn100k", data)
     graph = Lexicon.build(train, valid, test)
     known = graph.ids(Triples.concatenate(train, valid, test))
     asked = graph.ids(test)[np.random.default_rng(0).permutation(test.size)[: limit or None]]
     rows = []
-    for trained in map(scorer.load, workdirs(folder)):
+    for trained in map(scorer.load, workdirs):
         words, sentences = trained.lexicon.encode(graph.phrases), trained.sentences(graph.phrases)
         for seed in range(len(trained.threshold)):
             if len(rows) == seeds:
@@ -41,29 +44,41 @@ def rank_arm(folder: Path, data: str, *, seeds: int, limit: int) -> dict:
             found = link_prediction(trained.net, *best, words, sentences, asked, known)
             rows.append({f"{side} {key}": found[side][key] for side in found for key in KEYS})
             print(
-                f"{folder.name} seed {len(rows) - 1}: MRR {found['mean']['mrr']:.4f}, {time.perf_counter() - begin:.0f} s",
+                f"{arm} seed {len(rows) - 1}: MRR {found['mean']['mrr']:.4f}, {time.perf_counter() - begin:.0f} s",
                 flush=True,
             )
     return {"test": len(asked), "phrases": len(graph.phrases), "measures": over_seeds(rows)}
+
+
+def _ranked_before(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    results = files.json_object(path, hint := "mend it, or remove it and rank again")
+    if not all(isinstance(found, dict) and {"test", "measures"} <= found.keys() for found in results.values()):
+        raise UserError(f"{path} holds something else than ranks: {hint}")
+    return results
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m kbc_jax.link", description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", required=True, help="folders of RUNS")
-    parser.add_argument("--seeds", type=int, default=5, help="at most so many runs of an arm")
+    parser.add_argument("--arms", nargs="+", help="folders of RUNS (default: all but those of the random split)")
+    parser.add_argument("--seeds", type=positive, default=5, help="at most so many runs of an arm")
     parser.add_argument("--limit", type=int, default=0, help="rank a random sample of so many test triples (0: all)")
     parser.add_argument("--data", default="", help="folder of the data, else QUINTET_DATA")
     args = parser.parse_args(argv)
-    path = args.out / "links.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    args.out.mkdir(parents=True, exist_ok=True)
-    for arm in args.arms:
-        if not workdirs(args.runs / arm):
-            raise UserError(f"no run in {args.runs / arm}; train there first, see results/kbc/run.sh")
-        results[arm] = rank_arm(args.runs / arm, args.data, seeds=args.seeds, limit=args.limit)
-        path.write_text(json.dumps(results, indent=1))
+    path = files.folder(args.out) / "links.json"
+    results = _ranked_before(path)
+    found = finished(args.runs)
+    arms = args.arms or [arm for arm in found if not arm.endswith("_random")]
+    if missing := [arm for arm in arms if arm not in found]:
+        raise UserError(f"no finished run of {', '.join(missing)} in {args.runs}; there are {', '.join(found)}")
+    if leaky := [arm for arm in arms if arm.endswith("_random")]:
+        raise UserError(f"{', '.join(leaky)} learnt from test triples of CN-100K: leave arms of the random split out")
+    for arm in arms:
+        results[arm] = rank_arm(arm, found[arm], args.data, seeds=args.seeds, limit=args.limit)
+        files.write(path, [json.dumps(results, indent=1)])
         tables.save(args.out, "9-links", tables.links(results))
 
 

@@ -1,4 +1,4 @@
-"""Threshold, accuracy, F1 and ranking measures of a triple classifier, by novelty and by relation, with paired bootstrap.
+"""Threshold, accuracy, F1 and ranking measures of a triple classifier, by novelty and by relation.
 
 Scores are float [n], labels bool [n]; a triple is called true where `score >= threshold`. Measures that a set does not define
 (AUC without negatives, balanced accuracy without positives) are NaN.
@@ -14,9 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from training.errors import UserError
-
-THRESHOLDED = ("accuracy", "f1", "balanced_accuracy", "balanced_f1")
-WIKI_CUTS = (3.22, 4.31)  # thirds of Li et al.'s Wikipedia candidates under OMCS vectors (create_buckets_wiki_models.sh)
 
 
 def best_threshold(scores, labels) -> tuple[float, float]:
@@ -150,20 +147,15 @@ def thirds(novelty) -> np.ndarray:
     return bucket
 
 
-def paired_thirds(novelty, labels) -> np.ndarray:
+def paired_thirds(novelty, labels, source) -> np.ndarray:
     """int [n]: thirds of the positives by rank; each negative goes where the positive goes that it corrupts. -1 for the rest.
 
-    For files like the official ones, where row n / 2 + i corrupts row i. Every bucket holds as many negatives as positives.
+    source: int [n], the row that a negative was made from (`data.Triples.source`). In the official files every bucket then
+    holds as many negatives as positives, where negatives are drawn anew nearly as many.
     """
-    labels, half = np.asarray(labels, bool), len(labels) // 2
-    if len(labels) % 2 or not labels[:half].all() or labels[half:].any():
-        raise UserError("paired thirds need a file of n positives, then their n negatives in the same order")
-    return np.tile(thirds(novelty[:half]), 2)
-
-
-def buckets(novelty, cuts: Sequence[float] = WIKI_CUTS) -> np.ndarray:
-    """int [n]: the number of cuts that a novelty reaches."""
-    return np.searchsorted(cuts, novelty, side="right")
+    labels, bucket = np.asarray(labels, bool), np.full(len(labels), -1)
+    bucket[labels] = thirds(np.asarray(novelty)[labels])
+    return bucket[source]
 
 
 def by_bucket(scores, labels, threshold, bucket) -> list[dict]:
@@ -185,49 +177,6 @@ def by_relation(scores, labels, threshold, relations: Sequence[str]) -> list[dic
     return rows
 
 
-class Difference(NamedTuple):
-    """a - b: as observed, its percentile interval, and the share of draws in which it is not positive."""
-
-    mean: float
-    low: float
-    high: float
-    not_positive: float
-
-
-def paired_bootstrap(
-    metric: str,
-    scores_a,
-    scores_b,
-    labels,
-    thresholds_a,
-    thresholds_b,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Difference:
-    """Bootstrap of the difference between two models of a metric's mean over training seeds.
-
-    Args:
-      metric: one of THRESHOLDED.
-      scores_a, scores_b: float [seeds, n], a row for each training seed; the arms may differ in their number of seeds.
-      labels: bool [n], of the same triples for both.
-      thresholds_a, thresholds_b: float [seeds]. They stay as they are: the dev set is not drawn again.
-
-    A draw takes n triples with replacement, the same for both arms, and each arm's seeds with replacement on their own.
-    """
-    if metric not in THRESHOLDED:
-        raise UserError(f"no bootstrap of {metric!r}; there are {', '.join(THRESHOLDED)}")
-    rng = np.random.default_rng(seed)
-    arms = [_outcomes(*arm, np.asarray(labels, bool)) for arm in ((scores_a, thresholds_a), (scores_b, thresholds_b))]
-    ones = np.ones((1, len(labels)), np.float32)
-    observed = [_measure(metric, ones, arm).mean() for arm in arms]
-    weights = _resampled(rng, draws, len(labels))
-    a, b = ((_measure(metric, weights, arm) * _resampled(rng, draws, arm.shape[1])).mean(1) for arm in arms)
-    low, high = np.quantile(a - b, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(float(observed[0] - observed[1]), float(low), float(high), float(np.mean(a <= b)))
-
-
 def mean_sd(values) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1); NaN for the deviation of a single value."""
     values = np.asarray(values, float)
@@ -244,20 +193,3 @@ def _levels(scores, labels):
 def _ratio(part, whole):
     with np.errstate(invalid="ignore"):
         return np.true_divide(part, whole)  # 0 / 0 is NaN
-
-
-def _outcomes(scores, thresholds, labels):
-    """float32 [4, seeds, n]: 1 where a triple is a true positive, false positive, false negative, true negative."""
-    called = np.atleast_2d(scores) >= np.reshape(thresholds, (-1, 1))
-    return np.stack([called & labels, called & ~labels, ~called & labels, ~called & ~labels]).astype(np.float32)
-
-
-def _measure(metric, weights, outcomes):
-    """[draws, seeds]: the metric over triples that count `weights` [draws, n] times."""
-    return getattr(Confusion(*((weights @ outcome.T).astype(float) for outcome in outcomes)), metric)()
-
-
-def _resampled(rng, draws, n):
-    """float32 [draws, n]: how often each of n things is taken in n draws with replacement."""
-    taken = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
-    return np.bincount(taken.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float32)

@@ -1,12 +1,12 @@
 """Mining commonsense triples from text (Li et al. 2016; Jastrzębski et al. 2018, their human study).
 
-    python -m kbc_jax.mine patterns --out patterns.json [--data DIR --split official --top 15]
+    python -m kbc_jax.mine patterns --out patterns.json [--masc masc.txt.gz --data DIR --split official --top 15]
     python -m kbc_jax.mine extract --patterns patterns.json --text a.txt b.txt.gz --out candidates.tsv [--format wikitext]
     python -m kbc_jax.mine score --run RUN --candidates candidates.tsv --out scored.tsv
-    python -m kbc_jax.mine walk --scored scored.tsv --out walk.tsv [--cuts 3.22 4.31 --top 100]
-    python -m kbc_jax.mine sheet --scored dnn=dnn.tsv factorized=factorized.tsv --out sheet.tsv --key key.json
+    python -m kbc_jax.mine walk --scored scored.tsv --out walk.tsv [--cuts thirds | omcs | 2.1 3.2] [--top 100]
+    python -m kbc_jax.mine sheet --scored dnn=dnn.tsv factorized=factorized.tsv --out sheet.tsv --key key.json [--from 1000]
     python -m kbc_jax.mine agreement --key key.json anna.tsv ben.tsv
-    python -m kbc_jax.mine novelty_sheet --of test --out sheet.tsv --key key.json [--rows 100]
+    python -m kbc_jax.mine novelty_sheet --of test --out sheet.tsv --key key.json [--rows 100 --nearest 3]
     python -m kbc_jax.mine novelty_table --key key.json sheet.tsv
 
 Files of triples are tab-separated with a header: rel, head, tail, then columns of numbers: `count` (sentences) from `extract`,
@@ -16,11 +16,11 @@ Files of triples are tab-separated with a header: rel, head, tail, then columns 
 import argparse
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from kbc_jax import embeddings, mining, novelty, ratings, tagging
+from kbc_jax import embeddings, files, mining, novelty, ratings, selection, tagging
 from kbc_jax.data import RELATIONS, SPLITS, Lexicon, Triples, load_split
 from launch.cli import guarded
 from training.errors import UserError
@@ -32,7 +32,11 @@ def patterns(args: argparse.Namespace) -> None:
     """Learn the tag sequences of heads and tails from the training triples."""
     train = load_split(args.split, args.data).train
     present = [relation for relation in mining.MINED if relation in train.relation]
-    found = mining.learn_patterns(train, tagging.SpacyTagger(), relations=present, top=args.top, max_words=args.max_words)
+    if args.masc:
+        tagger = tagging.UnigramTagger(tagging.read_masc(args.masc, _lemmas(train)))
+    else:
+        tagger = tagging.SpacyTagger()
+    found = mining.learn_patterns(train, tagger, relations=present, top=args.top, max_words=args.max_words)
     mining.save_patterns(found, args.out)
     for relation, sides in found.items():
         head, tail = (", ".join(" ".join(tags) for tags, _ in side.most_common(3)) for side in sides)
@@ -61,9 +65,13 @@ def extract(args: argparse.Namespace) -> None:
 
 def _tagged(paths: list[str], form: str, known: Triples) -> Iterator[tuple[tagging.Token, ...]]:
     if form == "masc":
-        lemmas = Counter(word for phrase in (*known.head, *known.tail) for word in phrase.split())
-        return itertools.chain.from_iterable(tagging.read_masc(path, lemmas) for path in paths)
+        return itertools.chain.from_iterable(tagging.read_masc(path, _lemmas(known)) for path in paths)
     return tagging.SpacyTagger()(itertools.chain.from_iterable(map(tagging.READERS[form], paths)))
+
+
+def _lemmas(triples: Triples) -> Counter:
+    """How often each word is used in phrases, which are lemmas."""
+    return Counter(word for phrase in (*triples.head, *triples.tail) for word in phrase.split())
 
 
 def score(args: argparse.Namespace) -> None:
@@ -88,14 +96,25 @@ def walk(args: argparse.Namespace) -> None:
     def distance(triples: Triples) -> np.ndarray:
         return novelty.novelty(split.train, triples, lexicon, vectors)[0]
 
-    buckets = mining.bucket_walk(ranked, distance, args.cuts, per_bucket=args.top)
+    cuts = selection.OMCS_CUTS if args.cuts == ["omcs"] else _cuts(args.cuts, lambda: selection.third_cuts(ranked, distance))
+    buckets = selection.bucket_walk(ranked, distance, cuts, per_bucket=args.top)
+    print("novelty cuts:", ", ".join(f"{cut:.3f}" for cut in cuts))
     rows = np.concatenate([bucket.rows for bucket in buckets])
     found = {"novelty": np.concatenate([bucket.novelty for bucket in buckets])}
     found["bucket"] = np.repeat(np.arange(len(buckets)), [len(bucket.rows) for bucket in buckets])
     mining.write_mined(args.out, ranked.take(rows), **{name: values[rows] for name, values in columns.items()}, **found)
     print("triples in each bucket:", ", ".join(str(len(bucket.rows)) for bucket in buckets))
-    for count, mean in mining.mean_novelty_of_top(ranked, distance, (100, 1000, 10_000)).items():
+    for count, mean in selection.mean_novelty_of_top(ranked, distance, (100, 1000, 10_000)).items():
         print(f"mean novelty of the best {count}: {mean:.2f}")
+
+
+def _cuts(given: list[str], thirds: Callable[[], Sequence[float]]) -> Sequence[float]:
+    if given == ["thirds"]:
+        return thirds()
+    try:
+        return [float(cut) for cut in given]
+    except ValueError:
+        raise UserError(f"--cuts takes 'thirds', 'omcs' or rising numbers, not {' '.join(given)!r}") from None
 
 
 def _scored(path: str) -> tuple[Triples, dict[str, np.ndarray]]:
@@ -108,15 +127,29 @@ def _scored(path: str) -> tuple[Triples, dict[str, np.ndarray]]:
 
 
 def sheet(args: argparse.Namespace) -> None:
-    """A blinded rating sheet of each model's best triples, and its key."""
-    models = {}
-    for item in args.scored:
-        name, equals, path = item.partition("=")
-        if not equals or not name or name in models:
-            raise UserError(f"--scored takes a name of its own for each file, NAME=FILE, not {item!r}")
-        models[name], _ = _scored(path)
-    rows = ratings.export_sheet(models, args.out, args.key, top=args.top, seed=args.seed)
+    """A blinded rating sheet of each model's best triples, and its key; of the file of a walk, of each of its buckets."""
+    named, models = [item.partition("=")[::2] for item in args.scored], {}
+    names = [name for name, path in named if name and path]
+    if len(set(names)) < len(args.scored):
+        raise UserError(f"--scored takes a name of its own for each file, NAME=FILE, not {' '.join(args.scored)!r}")
+    for name, path in named:
+        ranked, columns = _scored(path)
+        if "bucket" not in columns:
+            models[name] = _picked(ranked, args.top, args.best or args.top, bool(args.best))
+            continue
+        for bucket in np.unique(columns["bucket"]):
+            part = ranked.take(np.flatnonzero(columns["bucket"] == bucket))  # may be fewer than asked for
+            best = min(args.best or args.top, part.size)
+            models[f"{name}/{bucket:g}"] = _picked(part, min(args.top, best), best, bool(args.best))
+    rows = ratings.export_sheet(models, args.out, args.key, seed=args.seed)
     print(f"{rows} rows in {args.out}; keep {args.key} from the raters")
+    print(", ".join(f"{model}: {triples.size}" for model, triples in models.items()))
+
+
+def _picked(ranked: Triples, count: int, best: int, drawn: bool) -> Triples:
+    """The `count` best, or so many drawn from the `best` ones."""
+    some = selection.get_top(ranked, count, best)
+    return some if drawn else ranked.take(range(count))
 
 
 def agreement(args: argparse.Namespace) -> None:
@@ -139,8 +172,13 @@ def novelty_sheet(args: argparse.Namespace) -> None:
     others = np.setdiff1d(np.arange(split.train.size), picked) if args.of == "train" else np.arange(split.train.size)
     triples, train = pool.take(picked), split.train.take(others)
     lexicon = Lexicon.build(split.train, triples)
-    distance, nearest = novelty.novelty(train, triples, lexicon, embeddings.word_vectors("skipgram", lexicon, split.train))
-    rows = ratings.export_novelty_sheet(triples, [train.take([i]) for i in nearest], distance, args.out, args.key)
+    vectors = embeddings.word_vectors("skipgram", lexicon, split.train)
+    distance, nearest = novelty.neighbours(train, triples, lexicon, vectors, args.nearest)
+    rows_of: dict[tuple[str, str], list[int]] = {}  # a pair's relations matter to the codes, so show all of them
+    for row, pair in enumerate(zip(train.head, train.tail, strict=True)):
+        rows_of.setdefault(pair, []).append(row)
+    shown = [train.take([r for i in rows for r in rows_of[train.head[i], train.tail[i]]]) for rows in nearest]
+    rows = ratings.export_novelty_sheet(triples, shown, distance[:, 0], args.out, args.key)
     print(f"{rows} rows in {args.out}; {args.key} has their novelty")
 
 
@@ -153,34 +191,51 @@ def novelty_table(args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> None:
     """The command line."""
+    args = _parser().parse_args(argv)
+    for name in ("out", "key") if "out" in args else ():
+        if name in args:
+            files.check_place(getattr(args, name))
+    args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kbc_jax.mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run) -> argparse.ArgumentParser:
+    def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub.set_defaults(run=run)
         return sub
 
-    def conceptnet(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--data", default="", help="folder of the ConceptNet-100k files")
-        sub.add_argument("--split", choices=SPLITS, default="official")
-        sub.add_argument("--max-words", type=int, default=5, help="longest phrase")
+    for add in (_mining_options, _rating_options):
+        add(command)
+    return parser
 
+
+def _conceptnet(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--data", default="", help="folder of the ConceptNet-100k files")
+    sub.add_argument("--split", choices=SPLITS, default="official")
+
+
+def _mining_options(command: Callable) -> None:
     sub = command(patterns)
-    conceptnet(sub)
+    _conceptnet(sub)
+    sub.add_argument("--max-words", type=files.positive, default=5, help="longest phrase")
+    sub.add_argument("--masc", default="", help="learn the tagger from this word_TAG file (MASC) instead of using spaCy's")
     sub.add_argument("--out", required=True, help="JSON file to write")
-    sub.add_argument("--top", type=int, default=15, help="tag sequences kept for each side of a relation")
+    sub.add_argument("--top", type=files.positive, default=15, help="tag sequences kept for each side of a relation")
 
     sub = command(extract)
-    conceptnet(sub)
+    _conceptnet(sub)
+    sub.add_argument("--max-words", type=files.positive, default=5, help="longest phrase")
     sub.add_argument("--patterns", required=True, help="JSON file of `patterns`")
     sub.add_argument("--text", nargs="+", required=True, help="files to read, plain or .gz")
     sub.add_argument("--format", choices=FORMATS, default="plain", help="masc: word_TAG, needs no spaCy")
     sub.add_argument("--out", required=True, help="TSV to write")
     sub.add_argument("--window", type=int, default=10, help="most words between head and tail")
-    sub.add_argument("--minimum", type=int, default=7, help="least number of sentences")
+    sub.add_argument("--minimum", type=files.positive, default=7, help="least number of sentences")
 
     sub = command(score)
     sub.add_argument("--run", required=True, dest="workdir", help="workdir of a completion run")
@@ -189,19 +244,27 @@ def main(argv: list[str]) -> None:
     sub.add_argument("--out", required=True, help="TSV to write, best first")
 
     sub = command(walk)
-    conceptnet(sub)
+    _conceptnet(sub)
     sub.add_argument("--scored", required=True, help="TSV of `score`")
     sub.add_argument(
-        "--cuts", type=float, nargs="+", default=mining.NOVELTY_CUTS, help="default: the paper's, for OMCS vectors"
+        "--cuts",
+        nargs="+",
+        default=["thirds"],
+        help="thirds of the candidates (default), omcs (the paper's 3.22 4.31, for OMCS vectors), or rising numbers",
     )
-    sub.add_argument("--top", type=int, default=100, help="triples kept in each bucket")
+    sub.add_argument("--top", type=files.positive, default=100, help="triples kept in each bucket")
     sub.add_argument("--out", required=True, help="TSV to write")
 
+
+def _rating_options(command: Callable) -> None:
     sub = command(sheet)
-    sub.add_argument("--scored", nargs="+", required=True, metavar="NAME=FILE", help="TSV with a column score")
+    sub.add_argument(
+        "--scored", nargs="+", required=True, metavar="NAME=FILE", help="TSV with a column score, or one of `walk`"
+    )
     sub.add_argument("--out", required=True, help="TSV for the raters")
     sub.add_argument("--key", required=True, help="JSON that tells which model picked what")
-    sub.add_argument("--top", type=int, default=100, help="best triples of each model")
+    sub.add_argument("--top", type=files.positive, default=100, help="triples of each model, or of each of its buckets")
+    sub.add_argument("--from", type=files.positive, dest="best", default=0, metavar="L", help="draw them from the L best")
     sub.add_argument("--seed", type=int, default=777)
 
     sub = command(agreement)
@@ -209,9 +272,10 @@ def main(argv: list[str]) -> None:
     sub.add_argument("--key", required=True)
 
     sub = command(novelty_sheet)
-    conceptnet(sub)
+    _conceptnet(sub)
     sub.add_argument("--of", required=True, help="test (its true triples), train, or a TSV of mined triples")
-    sub.add_argument("--rows", type=int, default=100)
+    sub.add_argument("--rows", type=files.positive, default=100)
+    sub.add_argument("--nearest", type=files.positive, default=3, help="pairs of head and tail shown, with all their relations")
     sub.add_argument("--out", required=True, help="TSV for the annotators")
     sub.add_argument("--key", required=True, help="JSON with each row's novelty")
     sub.add_argument("--seed", type=int, default=777)
@@ -219,9 +283,6 @@ def main(argv: list[str]) -> None:
     sub = command(novelty_table)
     sub.add_argument("sheet", help="the filled sheet")
     sub.add_argument("--key", required=True)
-
-    args = parser.parse_args(argv)
-    args.run(args)
 
 
 if __name__ == "__main__":

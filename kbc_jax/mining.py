@@ -1,26 +1,25 @@
-"""Candidate triples from tagged text, and what is done with them once a model has scored them.
+"""Candidate triples from tagged text, and their files.
 
 Extraction follows Li et al. 2016: an argument of relation r is an n-gram whose tag sequence is one of the 15 most frequent ones
-of r's heads or tails in ConceptNet; two arguments of one sentence make a candidate, in either order. Ranking, `get_top` and the
-walk through novelty buckets follow the authors' code of Jastrzębski et al. 2018 (human_evaluate_triplets_v2.py,
-order_and_take_top_dist.py). A scorer or a novelty function is any callable Triples [n] -> float [n].
+of r's heads or tails in ConceptNet; two arguments of one sentence make a candidate, in either order.
 """
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from kbc_jax import files
 from kbc_jax.data import RELATIONS, Triples
 from kbc_jax.tagging import PUNCTUATION, Tagger, Token, is_argument, normalise
 from training.errors import UserError
 
 _MINED = "AtLocation CapableOf Causes HasA HasPrerequisite HasProperty HasSubevent IsA ReceivesAction UsedFor"
 MINED = tuple(_MINED.lower().split())  # the relations of Li et al.
-NOVELTY_CUTS = (3.22, 4.31)  # thirds of Li et al.'s Wikipedia candidates under OMCS vectors (create_buckets_wiki_models.sh)
 _ID_BITS = 26  # of a phrase number; two of them and a bit for each relation fit in an int64
 
 
@@ -62,15 +61,15 @@ def save_patterns(patterns: Patterns, path: Path | str) -> None:
         relation: {side: {" ".join(tags): n for tags, n in counter.most_common()} for side, counter in sides._asdict().items()}
         for relation, sides in patterns.items()
     }
-    Path(path).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    files.write(path, [json.dumps(table, indent=1)])
 
 
 def load_patterns(path: Path | str) -> Patterns:
     """Inverse of `save_patterns`. Raises UserError for a file that is no such JSON."""
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = json.loads(files.text(path))
         patterns = {relation: Sides(_counter(sides["head"]), _counter(sides["tail"])) for relation, sides in table.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no pattern file; make one with python -m kbc_jax.mine patterns") from None
     if unknown := set(patterns) - set(RELATIONS):
         raise UserError(f"{path}: unknown relation {min(unknown)!r}")
@@ -197,9 +196,7 @@ def as_triples(counted: Counter) -> tuple[Triples, np.ndarray]:
 def write_mined(path: Path | str, triples: Triples, **columns: Iterable[float]) -> None:
     """Tab-separated with a header: rel, head, tail and the named columns of numbers [n]."""
     rows = zip((RELATIONS[r] for r in triples.relation), triples.head, triples.tail, *columns.values(), strict=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for row in (("rel", "head", "tail", *columns), *rows):
-            file.write("\t".join(map(str, row)) + "\n")
+    files.write(path, ("\t".join(map(str, row)) for row in itertools.chain([("rel", "head", "tail", *columns)], rows)))
 
 
 def read_mined(path: Path | str) -> tuple[Triples, dict[str, np.ndarray]]:
@@ -208,82 +205,35 @@ def read_mined(path: Path | str) -> tuple[Triples, dict[str, np.ndarray]]:
     The header is rel, head, tail and names of columns (`novel3000.tsv`, `human_scored_466.tsv` and what `write_mined` makes).
     Raises UserError, with file and line, for anything else.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    header, *lines = (line.split("\t") for line in text.rstrip("\n").split("\n"))
+    rows = ((number, line.split("\t")) for number, line in files.lines(path) if line)
+    _, header = next(rows, (1, []))
     if header[:3] != ["rel", "head", "tail"]:
         raise UserError(f"{path} line 1: the header must begin with rel, head, tail between tabs")
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} line 1: two columns have one name; rename or drop one")
     names = [name for name in header[3:] if name != "sheet"]
     keys, numbers = [], []
-    for number, fields in enumerate(lines, 2):
-        if len(fields) != len(header):
-            raise UserError(f"{path} line {number} has {len(fields)} columns between tabs; the header has {len(header)}")
-        row = dict(zip(header, fields, strict=True))
-        key = tuple(" ".join(row[name].lower().split()) for name in ("rel", "head", "tail"))
-        if key[0] not in RELATIONS or not all(key):
-            raise UserError(f"{path} line {number}: unknown relation {row['rel']!r}, or an empty phrase")
-        try:
-            numbers.append([float(row[name]) for name in names])
-        except ValueError as error:
-            raise UserError(f"{path} line {number}: {error}") from None
+    for number, fields in rows:
+        key, values = _mined_row(header, names, fields, f"{path} line {number}")
         keys.append(key)
+        numbers.append(values)
     if not keys:
         raise UserError(f"{path} has no triples below its header")
     table = np.array(numbers, float).reshape(len(keys), len(names))
     return Triples.of(keys), dict(zip(names, table.T, strict=True))
 
 
-def rank(triples: Triples, scores: np.ndarray) -> tuple[Triples, np.ndarray]:
-    """Triples and scores [n] by falling score; equal ones stay in order. Raises UserError for a score that is not a number."""
-    scores = np.asarray(scores)
-    if scores.shape != (triples.size,) or np.isnan(scores).any():
-        raise UserError(f"ranking needs a number for each of the {triples.size} triples")
-    order = np.argsort(-scores, kind="stable")
-    return triples.take(order), scores[order]
-
-
-def get_top(ranked: Triples, count: int, best: int, seed: int = 777) -> Triples:
-    """`count` of the `best` first ones, drawn without replacement; the authors' draw (their order runs from low to high)."""
-    if not 0 < count <= best <= ranked.size:
-        raise UserError(f"get_top needs 0 < count <= best <= {ranked.size} triples; it got count {count}, best {best}")
-    return ranked.take(best - 1 - np.random.RandomState(seed).choice(best, count, replace=False))
-
-
-class Bucket(NamedTuple):
-    """The best triples of one range of novelty, in the order of the ranking."""
-
-    rows: np.ndarray  # int64 [k]: places in the ranking
-    novelty: np.ndarray  # float [k]
-
-
-def bucket_walk(
-    ranked: Triples,
-    novelty: Callable[[Triples], np.ndarray],
-    cuts: Sequence[float] = NOVELTY_CUTS,
-    per_bucket: int = 100,
-    block: int = 100,
-) -> list[Bucket]:
-    """The first `per_bucket` triples of the ranking in each novelty bucket: len(cuts) + 1 buckets, from near to far.
-
-    Novelty is computed for one block of the ranking at a time, and no further than needed. Buckets hold low <= novelty < high.
-    Where the ranking ends early, a bucket holds fewer. cuts are in the units of `novelty`: the default only fits OMCS vectors.
-    """
-    found: list[list[tuple[int, float]]] = [[] for _ in range(len(cuts) + 1)]
-    for begin in range(0, ranked.size, block):
-        if min(map(len, found)) >= per_bucket:
-            break
-        rows = range(begin, min(begin + block, ranked.size))
-        values = np.asarray(novelty(ranked.take(rows)))
-        for row, value, bucket in zip(rows, values, np.digitize(values, cuts), strict=True):
-            if len(found[bucket]) < per_bucket:
-                found[bucket].append((row, value))
-    return [Bucket(np.array([r for r, _ in f], np.int64), np.array([v for _, v in f], float)) for f in found]
-
-
-def mean_novelty_of_top(ranked: Triples, novelty: Callable[[Triples], np.ndarray], counts: Sequence[int]) -> dict[int, float]:
-    """{K: mean novelty of the K best}, for those K of `counts` that the ranking reaches."""
-    reached = [count for count in counts if 0 < count <= ranked.size]
-    values = novelty(ranked.take(range(max(reached)))) if reached else ()
-    return {count: float(np.mean(values[:count])) for count in reached}
+def _mined_row(header: list[str], names: list[str], fields: list[str], where: str) -> tuple[tuple[str, str, str], list[float]]:
+    if len(fields) != len(header):
+        raise UserError(f"{where} has {len(fields)} columns between tabs; the header has {len(header)}")
+    row = dict(zip(header, fields, strict=True))
+    key = tuple(" ".join(row[name].lower().split()) for name in ("rel", "head", "tail"))
+    if key[0] not in RELATIONS or not all(key):
+        raise UserError(f"{where}: unknown relation {row['rel']!r}, or an empty phrase")
+    try:
+        values = [float(row[name]) for name in names]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    if not np.isfinite(values).all():
+        raise UserError(f"{where} has a number that is not finite")
+    return key, values

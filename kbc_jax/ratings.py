@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from kbc_jax import files
 from kbc_jax.data import Triples
 from training.errors import UserError
 
@@ -29,6 +30,7 @@ CODES = {
     KNOWLEDGE: "   knowledge (left out of the result)",
     FALSE: "   the statement is false (left out of the result)",
 }  # the first six from old to new, 0 to 5 on the ordered scale
+_KEYS = {"quality": {"triple", "models"}, "novelty": {"triple", "novelty"}}  # kinds of keys: what a row has
 ORDER = tuple(code for code in CODES if code not in (FALSE, KNOWLEDGE))
 
 _VERBS = {
@@ -68,19 +70,14 @@ def statement(key: tuple[str, str, str]) -> str:
     return f"{head} {_VERBS[relation]}: {tail}"
 
 
-def export_sheet(
-    models: Mapping[str, Triples], path: Path | str, key_path: Path | str, *, top: int = 100, seed: int = 777
-) -> int:
-    """Write the blinded sheet of the `top` first triples of each model's ranking, each once, shuffled -> number of rows.
+def export_sheet(models: Mapping[str, Triples], path: Path | str, key_path: Path | str, *, seed: int = 777) -> int:
+    """Write the blinded sheet of the triples of each model, given from the best down, each once, shuffled -> number of rows.
 
-    The key keeps the models that picked a row, with the place (from 1) it had. Row names depend on the triple alone. Raises
-    UserError where a model has fewer triples.
+    The key keeps the models that picked a row, with the place (from 1) it had. Row names depend on the triple alone.
     """
-    if not models or (short := {name: ranked.size for name, ranked in models.items() if ranked.size < top}):
-        raise UserError(f"a sheet needs {top} triples of each model; too few: {short if models else 'no model at all'}")
     picked: dict[tuple[str, str, str], dict[str, int]] = {}
     for name, ranked in models.items():
-        for place, triple in enumerate(ranked.take(range(top)).keys(), 1):
+        for place, triple in enumerate(ranked.keys(), 1):
             picked.setdefault(triple, {}).setdefault(name, place)
     rows = {_name(triple): {"triple": triple, "models": places} for triple, places in picked.items()}
     help_lines = ["How true is each statement? Fill in the last column with a whole number:", *_legend(SCALE)]
@@ -209,22 +206,6 @@ def novelty_summary(codes: np.ndarray, novelty: np.ndarray) -> dict:
     }
 
 
-def human_466(scores: np.ndarray, ratings: np.ndarray, *, top: int = 100, draws: int = 2000, seed: int = 0) -> dict[str, float]:
-    """How a scorer agrees with people's mean ratings [n] of mined triples (`human_scored_466.tsv`).
-
-    `spearman` with its 95 % bootstrap interval `low`, `high` over triples; `top_mean`, the mean rating of the `top` best scored
-    ones, beside `mean` of all. The 466 are what scorers built on BERT had ranked first: no sample of all mined triples.
-    """
-    scores, ratings = np.asarray(scores, float), np.asarray(ratings, float)
-    drawn = [_correlation(stats.spearmanr, scores[rows], ratings[rows]) for rows in _draws(len(scores), draws, seed)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    best = np.argsort(-scores, kind="stable")[:top]
-    return {
-        "spearman": _correlation(stats.spearmanr, scores, ratings), "low": float(low), "high": float(high),
-        "top_mean": float(ratings[best].mean()), "mean": float(ratings.mean()),
-    }  # fmt: skip
-
-
 def _draws(n: int, draws: int, seed: int):
     rng = np.random.default_rng(seed)
     return (rng.integers(n, size=n) for _ in range(draws))
@@ -242,35 +223,30 @@ def _legend(meanings: Mapping[int, str]) -> list[str]:
 def _write_sheet(path, help_lines: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]], seed: int) -> None:
     shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     lines = [*(f"# {line}" for line in help_lines), "\t".join(header), *("\t".join([*row, ""]) for row in shuffled)]
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.write(path, lines)
 
 
 def _write_key(path, kind: str, seed: int, rows: Mapping[str, dict]) -> None:
-    Path(path).write_text(json.dumps({"kind": kind, "seed": seed, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    files.write(path, [json.dumps({"kind": kind, "seed": seed, "rows": rows}, indent=1)])
 
 
 def _read_key(path: Path | str, kind: str) -> dict[str, dict]:
-    try:
-        key = json.loads(Path(path).read_text(encoding="utf-8"))
-        found, rows = key["kind"], key["rows"]
-    except FileNotFoundError:
-        raise UserError(f"no key file {path}; it was written together with the sheet") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not the key of a sheet; give the JSON file written together with the sheet") from None
+    key = files.json_object(path, hint := "give the file that was written together with the sheet")
+    found, rows = key.get("kind"), key.get("rows")
+    if found not in _KEYS or not isinstance(rows, dict):
+        raise UserError(f"{path} is not the key of a sheet: {hint}")
     if found != kind:
         raise UserError(f"{path} is the key of a {found} sheet, not of a {kind} sheet")
+    if not all(isinstance(row, dict) and _KEYS[kind] <= row.keys() for row in rows.values()):
+        raise UserError(f"{path} has a damaged row: {hint}")
     return rows
 
 
 def _read_sheet(path: Path | str, names: Sequence[str], allowed: Mapping[int, str]) -> np.ndarray:
     """float64 [n]: the last column by the order of `names`, NaN where open. Spreadsheets may quote and add blank columns."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path} cannot be read as UTF-8 text; save the sheet as tab-separated UTF-8") from None
     place, values, seen = {name: i for i, name in enumerate(names)}, np.full(len(names), np.nan), {}
     column = None
-    for number, line in enumerate(lines, 1):
+    for number, line in files.lines(path):
         fields, where = [field.strip().strip('"') for field in line.split("\t")], f"{path} line {number}"
         if not any(fields) or fields[0].startswith("#"):
             continue

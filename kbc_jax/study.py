@@ -2,102 +2,137 @@
 
     python -m kbc_jax.study RUNS --out results/kbc
 
-RUNS holds a folder for each arm ('factorized', 'dnn_random', ...), which is a run or a folder of runs, one a seed. Writes
-results.json, the tables of the paper as *.table.json and a plot of score against novelty; `python -m launch.report` shows them.
+RUNS holds a folder for each arm ('factorized', 'dnn_random', ...), which is a run or a folder of runs, one a seed. Unfinished
+runs are named and left out. Writes results.json, the tables of the paper as *.table.json and a plot of score against novelty;
+`python -m launch.report` shows them.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kbc_jax import baselines, embeddings, metrics, scorer
-from kbc_jax.data import RELATIONS, Lexicon, Split, Triples, find_directory, load_split, phrase_means
-from kbc_jax.mining import mean_novelty_of_top, rank, read_mined
-from kbc_jax.novelty import nearest
-from kbc_jax.ratings import human_466
+from kbc_jax import baselines, compare, complete, embeddings, files, human, metrics, scorer
+from kbc_jax.data import RELATIONS, Lexicon, Split, Triples, find_directory, load_split
+from kbc_jax.mining import read_mined
+from kbc_jax.novelty import nearest, novelty
 from launch.cli import guarded
+from training.config import load_saved
 from training.errors import UserError
 
-SUFFIXES = {"random": "_random", "cn82k": "_cn82k"}
-PAIRS = (("factorized", "dnn"), ("factorized", "prototypical"), ("dnn", "prototypical"), ("fusion", "factorized"))
-NOVELTIES = ("skipgram", "static", "minilm")  # vectors in which novelty is measured; the paper's is the first
+SPLITS = ("official", "redrawn", "random")
+MINED = {"novel3000": "novel3000.tsv", "human": "human_scored_466.tsv"}  # in wiki_mined/; either may be missing
 TOP = (100, 1000, 3000)
 
 
 class Arm(NamedTuple):
-    """Scores of one model on one split. score: part -> float [seeds, n]; parts are dev1, dev2, test, novel3000, human."""
+    """Scores of one model on one split. score: part -> float [seeds, n]; parts are dev1, dev2, test and those of MINED."""
 
     score: Mapping[str, np.ndarray]
     threshold: np.ndarray  # [seeds], from dev1
     epoch: np.ndarray  # [seeds], chosen on dev2
 
 
-def workdirs(folder: Path) -> list[Path]:
-    """The runs that lie in a folder, or the folder itself, that have a checkpoint."""
-    return sorted(path.parent for path in folder.rglob("config.json") if (path.parent / "checkpoints").is_dir())
-
-
-def collect(runs: Path, split: str, parts: Mapping[str, Triples]) -> dict[str, Arm]:
-    """Every trained arm of a split, by model name."""
-    suffix, found = SUFFIXES.get(split, ""), {}
-    for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
-        name = folder.name.removesuffix(suffix)
-        if not workdirs(folder) or not folder.name.endswith(suffix) or any(name.endswith(s) for s in SUFFIXES.values()):
-            continue
-        trained = [scorer.load(workdir, split) for workdir in workdirs(folder)]
-        scores = {part: np.concatenate([t.score(rows) for t in trained]) for part, rows in parts.items()}
-        found[name] = Arm(scores, np.concatenate([t.threshold for t in trained]), np.concatenate([t.epoch for t in trained]))
-    return found
-
-
-def reference_arms(split: Split, lexicon: Lexicon, vectors: np.ndarray, parts: Mapping[str, Triples]) -> dict[str, Arm]:
-    """Models without a classifier: counts, similarities, memory."""
-    pmi, argsim = baselines.WordPMI(split.train), baselines.ArgSim(lexicon, vectors)
-    scorers: dict[str, Callable[[Triples], np.ndarray]] = {
-        "word PMI": pmi.score,
-        "word PMI, no head-tail": lambda t: pmi.score(t, pairs=("rh", "rt")),
-        "ArgSim": argsim.cosine,
-        "MaxSim": baselines.MaxSim(split.train, lexicon, vectors).score,
-        "minus novelty": baselines.MinusNovelty(split.train, lexicon, vectors).score,
-    }
+def finished(runs: Path) -> dict[str, list[Path]]:
+    """{arm: workdirs of its finished runs}, an arm for each folder of `runs`. Runs that are not done are named and left out."""
+    if not runs.is_dir():
+        raise UserError(f"no folder {runs}; train there first, see results/kbc/run.sh")
     arms = {}
-    for name, score in scorers.items():
-        scores = {part: score(rows)[None] for part, rows in parts.items()}
-        threshold, _ = metrics.best_threshold(scores["dev1"][0], split.dev1.label)
-        arms[name] = Arm(scores, np.array([threshold]), np.array([0]))
+    for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
+        workdirs = sorted(path.parent for path in folder.rglob("config.json"))
+        done = [workdir for workdir in workdirs if _status(workdir) == "done"]
+        for workdir in (workdir for workdir in workdirs if workdir not in done):
+            print(f"left out, not finished: {workdir}")
+        if done:
+            arms[folder.name] = done
+    if not arms:
+        raise UserError(f"no finished completion runs below {runs}")
     return arms
 
 
+def _status(workdir: Path) -> str:
+    try:
+        return json.loads((workdir / "run.json").read_text())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def selected_on(split: str, arms: Mapping[str, Sequence[Path]]) -> tuple[dict[str, list[Path]], int]:
+    """The runs that were selected on a split, by model name, and the seed of its negatives. Raises UserError for several."""
+    configs = {workdir: load_saved(workdir) for workdirs in arms.values() for workdir in workdirs}
+    found, seeds = {}, {}
+    for folder, workdirs in arms.items():
+        for workdir in workdirs:
+            if configs[workdir].method != complete.__name__:
+                raise UserError(f"{workdir} is a run of {configs[workdir].method}: give a folder of completion runs only")
+            data = configs[workdir].data
+            if split in data.splits:
+                found.setdefault(folder.removesuffix(f"_{split}"), []).append(workdir)
+                seeds.setdefault(data.seed, workdir)
+    if len(seeds) > 1:
+        raise UserError(f"runs of several config.data.seed: {', '.join(map(str, seeds.values()))}; study them apart")
+    return found, next(iter(seeds), 0)
+
+
+def trained_arm(workdirs: Sequence[Path], split: str, parts: Mapping[str, Triples]) -> Arm:
+    """All seeds of some runs of one model."""
+    trained = [scorer.load(workdir, split) for workdir in workdirs]
+    scores = {part: np.concatenate([t.score(rows) for t in trained]) for part, rows in parts.items()}
+    return Arm(scores, *(np.concatenate([getattr(t, name) for t in trained]) for name in ("threshold", "epoch")))
+
+
+def reference_arms(
+    split: Split, lexicon: Lexicon, vectors: np.ndarray, parts: Mapping[str, Triples], distance: Mapping[str, np.ndarray]
+) -> dict[str, Arm]:
+    """Models without a classifier: counts, similarities, memory. distance: {part: novelty [n]}."""
+    pmi, argsim = baselines.WordPMI(split.train), baselines.ArgSim(lexicon, vectors)
+    every, part = Triples.concatenate(*parts.values()), np.repeat(list(parts), [rows.size for rows in parts.values()])
+    scores = {
+        "word PMI": pmi.score(every),
+        "word PMI, no head-tail": pmi.score(every, pairs=("rh", "rt")),
+        "phrase PMI": baselines.PhrasePMI(split.train).score(every),
+        "seen": baselines.Seen(split.train).score(every),
+        "MaxSim": baselines.MaxSim(split.train, lexicon, vectors).score(every),
+        "ArgSim (cosine)": argsim.cosine(every),
+        "ArgSim (dot)": argsim.score(every),
+        "minus novelty": -np.concatenate([distance[name] for name in parts]).astype(float),
+    }
+    scores["MaxArgSim"] = baselines.max_arg_sim(scores["MaxSim"], scores["ArgSim (dot)"], part == "dev1")
+    arms = {}
+    for name, values in scores.items():
+        threshold, _ = metrics.best_threshold(values[part == "dev1"], split.dev1.label)
+        arms[name] = Arm({name: values[None, part == name] for name in parts}, np.array([threshold]), np.array([0]))
+    return arms
+
+
+def distances(split: Split, lexicon: Lexicon, skipgram: np.ndarray, parts: Mapping[str, Triples]) -> dict[str, np.ndarray]:
+    """Novelty of the triples of each part, in the paper's kind of vectors: {part: [n]}."""
+    found, _ = novelty(split.train, Triples.concatenate(*parts.values()), lexicon, skipgram)
+    ends = np.cumsum([rows.size for rows in parts.values()])
+    return dict(zip(parts, np.split(found, ends[:-1]), strict=True))
+
+
 def novelties(split: Split, lexicon: Lexicon) -> dict[str, np.ndarray]:
-    """Distance of each test triple from the nearest training triple, under several embeddings: {kind: [n]}."""
-    train, test = lexicon.ids(split.train)[:, [0, 2]], lexicon.ids(split.test)[:, [0, 2]]
+    """Novelty of the test triples under embeddings of general text: {kind: [n]}. Those without their package are left out."""
     found = {}
-    for kind in NOVELTIES:
-        if (phrases := _phrases(kind, lexicon, split.train)) is not None:
-            found[kind] = nearest(phrases, test, train)[0]
+    try:
+        static = embeddings.word_vectors("static", lexicon, split.train)
+        found["static"] = novelty(split.train, split.test, lexicon, static, unknown="keep")[0]
+    except UserError as error:
+        print(f"novelty under static is left out: {error}")
+    try:
+        test, train = (lexicon.ids(part)[:, [0, 2]] for part in (split.test, split.train))
+        found["minilm"] = nearest(embeddings.phrase_vectors(lexicon), test, train)[0]
+    except UserError as error:
+        print(f"novelty under minilm is left out: {error}")
     return found
 
 
-def _phrases(kind: str, lexicon: Lexicon, train: Triples) -> np.ndarray | None:
-    """Phrase vectors for novelty; None where their package is not installed."""
-    try:
-        if kind == "minilm":
-            return embeddings.phrase_vectors(lexicon)
-        vectors = embeddings.word_vectors(kind, lexicon, train)
-    except UserError as error:
-        print(f"novelty under {kind} is left out: {error}")
-        return None
-    if kind == "skipgram":
-        vectors = vectors * lexicon.seen[:, None]  # the authors' distances give unknown words the padding vector
-    return phrase_means(vectors, lexicon.phrase_words)
-
-
-def over_seeds(rows: list[dict[str, float]]) -> dict[str, dict]:
+def over_seeds(rows: Sequence[dict[str, float]]) -> dict[str, dict]:
     """[{name: value} of each seed] -> {name: {mean, sd, values}}."""
     return {
         name: dict(zip(("mean", "sd"), metrics.mean_sd(values), strict=True), values=values)
@@ -106,14 +141,11 @@ def over_seeds(rows: list[dict[str, float]]) -> dict[str, dict]:
     }
 
 
-def summarise(arm: Arm, split: Split, novelty: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Every number of one arm on one split."""
+def summarise(arm: Arm, split: Split, buckets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Every number of one arm on one split. buckets: {name: int [n] of the test triples}."""
     test, labels = split.test, split.test.label
     known = set(split.train.keys())
     clean = np.array([label or key not in known for key, label in zip(test.keys(), labels, strict=True)])
-    bucket = {f"thirds by {kind}": metrics.thirds(values) for kind, values in novelty.items()}
-    if _paired(split):
-        bucket["paired thirds by skipgram"] = metrics.paired_thirds(novelty["skipgram"], labels)
     seeds = list(zip(arm.score["test"], arm.threshold, strict=True))
     whole = []
     for i, (scores, threshold) in enumerate(seeds):
@@ -127,7 +159,7 @@ def summarise(arm: Arm, split: Split, novelty: Mapping[str, np.ndarray]) -> dict
         "test": over_seeds(whole),
         "buckets": {
             name: [over_seeds(rows) for rows in zip(*(metrics.by_bucket(s, labels, t, b) for s, t in seeds), strict=True)]
-            for name, b in bucket.items()
+            for name, b in buckets.items()
         },
         "relations": {
             RELATIONS[rows[0]["relation"]]: over_seeds([{k: v for k, v in r.items() if k != "relation"} for r in rows])
@@ -136,122 +168,97 @@ def summarise(arm: Arm, split: Split, novelty: Mapping[str, np.ndarray]) -> dict
     }
 
 
-def _paired(split: Split) -> bool:
-    """Whether row n + i corrupts one slot of row i, as in the official files."""
-    keys, n = split.test.keys(), split.test.size // 2
-    return all(sum(a != b for a, b in zip(*pair, strict=True)) == 1 for pair in zip(keys[:n], keys[n:], strict=True))
-
-
-def differences(arms: Mapping[str, Arm], labels: np.ndarray, bucket: np.ndarray) -> dict[str, dict]:
-    """Paired bootstrap of pairs of arms: accuracy and F1 over all rows, F1 in each third: {'a - b': {where: Difference}}."""
-    found = {}
-    for a, b in PAIRS:
-        if a not in arms or b not in arms:
-            continue
-
-        def compare(metric: str, rows: np.ndarray, a: str = a, b: str = b) -> dict:
-            x, y = arms[a], arms[b]
-            scores = (arm.score["test"][:, rows] for arm in (x, y))
-            return metrics.paired_bootstrap(metric, *scores, labels[rows], x.threshold, y.threshold)._asdict()
-
-        whole = np.ones(len(labels), bool)
-        found[f"{a} - {b}"] = {
-            "accuracy": compare("accuracy", whole),
-            "f1": compare("f1", whole),
-            **{f"f1 third {k + 1}": compare("f1", bucket == k) for k in range(3)},
-            **{f"accuracy third {k + 1}": compare("accuracy", bucket == k) for k in range(3)},
-        }
-    return found
-
-
-def mined(arm: Arm, triples: Mapping[str, Triples], ratings: np.ndarray, novelty: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Ranking of the mined triples: agreement with the 466 human ratings, whole and by novelty thirds; novelty of the top K."""
-    thirds = metrics.thirds(novelty["human"])
-    rows = []
-    for scores in arm.score["human"]:
-        whole = human_466(scores, ratings, draws=200)
-        parts = [human_466(scores[thirds == k], ratings[thirds == k], top=30, draws=2) for k in range(3)]
-        row = {"spearman": whole["spearman"], "top_100": whole["top_mean"], "all": whole["mean"]}
-        rows.append(row | {f"top_30_third_{k + 1}": part["top_mean"] for k, part in enumerate(parts)})
-    by_key = dict(zip(triples["novel3000"].keys(), novelty["novel3000"], strict=True))
-    tops = []
-    for scores in arm.score["novel3000"]:
-        ranked, _ = rank(triples["novel3000"], scores)
-        means = mean_novelty_of_top(ranked, lambda t: np.array(list(map(by_key.get, t.keys()))), TOP)
-        tops.append({str(k): v for k, v in means.items()})
-    return {"human": over_seeds(rows), "novelty_of_top": over_seeds(tops)}
+def novelty_of_top(scores: np.ndarray, distance: np.ndarray) -> dict[str, dict]:
+    """Mean novelty (distance [n]) of the best K by scores [seeds, n]: {K: {mean, sd, values}}."""
+    ranked = distance[np.argsort(-scores, kind="stable")]
+    return over_seeds([{str(k): float(row[:k].mean()) for k in TOP if k <= len(row)} for row in ranked])
 
 
 def study(runs: Path, directory: str = "") -> dict[str, Any]:
-    """All results of the runs below `runs`: {split: {arms, li, differences, novelty, curve}}; see `summarise` and `mined`.
-
-    `li` is the ranking of the mined triples by the scores that Li et al. 2016 published with them.
-    """
-    folder, results = find_directory(directory), {}
-    files = {"novel3000": "novel3000.tsv", "human": "human_scored_466.tsv"}
-    extra = {part: read_mined(folder / "wiki_mined" / file) for part, file in files.items()} if folder else {}
-    for name in ("official", "redrawn", "random"):
-        split = load_split(name, directory)
-        triples = {part: rows for part, (rows, _) in extra.items()}
-        parts = {"dev1": split.dev1, "dev2": split.dev2, "test": split.test, **triples}
-        trained = collect(runs, name, parts)
-        if not trained:
-            continue
-        lexicon = Lexicon.build(split.train, *parts.values())
-        vectors = embeddings.word_vectors("skipgram", lexicon, split.train)
-        arms = trained | reference_arms(split, lexicon, vectors, parts)
-        novelty = novelties(split, lexicon)
-        thirds = metrics.thirds(novelty["skipgram"])
-        summaries = {arm: summarise(value, split, novelty) for arm, value in arms.items()}
-        results[name] = {}
-        if extra:
-            ratings = extra["human"][1]["mean"]
-            train = lexicon.ids(split.train)[:, [0, 2]]
-            phrases = _phrases("skipgram", lexicon, split.train)
-            far = {part: nearest(phrases, lexicon.ids(rows)[:, [0, 2]], train)[0] for part, rows in triples.items()}
-            for arm, value in arms.items():
-                summaries[arm] |= mined(value, triples, ratings, far)
-            theirs = Arm({part: columns["li_score"][None] for part, (_, columns) in extra.items()}, np.zeros(1), np.zeros(1))
-            results[name]["li"] = mined(theirs, triples, ratings, far)
-        results[name] |= {
-            "arms": summaries,
-            "differences": differences(trained, split.test.label, thirds),
-            "novelty": {kind: _novelty_facts(values, split.test.label) for kind, values in novelty.items()},
-            "curve": {arm: curve(value, split.test.label, novelty["skipgram"]) for arm, value in trained.items()},
-        }
+    """All results of the runs below `runs`: {split: see `study_split`}."""
+    arms, folder = finished(runs), find_directory(directory)
+    files_ = {part: folder / "wiki_mined" / name for part, name in MINED.items()} if folder else {}
+    mined = {part: read_mined(path) for part, path in files_.items() if path.is_file()}
+    results = {}
+    for name in SPLITS:
+        workdirs, seed = selected_on(name, arms)
+        if workdirs:
+            results[name] = study_split(name, workdirs, load_split(name, directory, seed=seed), mined)
     if not results:
-        raise UserError(f"no finished completion runs below {runs}")
+        raise UserError(f"no finished run below {runs} was selected on {', '.join(SPLITS)}")
     return results
 
 
-def _novelty_facts(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def study_split(
+    name: str,
+    workdirs: Mapping[str, Sequence[Path]],
+    split: Split,
+    mined: Mapping[str, tuple[Triples, Mapping[str, np.ndarray]]],
+) -> dict[str, Any]:
+    """arms (`summarise`; of those with mined triples `novelty_of_top` too), compare (`compare.compare` of the trained arms),
+    human (`human.compare`), novelty, curve; unseen: numbers of test and mined triples with a word that train lacks."""
+    triples = {part: rows for part, (rows, _) in mined.items()}
+    parts = {"dev1": split.dev1, "dev2": split.dev2, "test": split.test, **triples}
+    lexicon = Lexicon.build(split.train, *parts.values())
+    skipgram = embeddings.word_vectors("skipgram", lexicon, split.train)
+    trained = {arm: trained_arm(paths, name, parts) for arm, paths in workdirs.items()}
+    distance = distances(split, lexicon, skipgram, parts)
+    arms = trained | reference_arms(split, lexicon, skipgram, parts, distance)
+    test, labels, far = split.test, split.test.label, {"skipgram": distance["test"], **novelties(split, lexicon)}
+    thirds = {"third": metrics.thirds(far["skipgram"])}
+    buckets = {f"thirds by {kind}": metrics.thirds(values) for kind, values in far.items()}
+    cluster = np.arange(test.size) if test.source is None else test.source
+    if test.source is not None:
+        thirds["paired third"] = buckets["paired thirds by skipgram"] = metrics.paired_thirds(far["skipgram"], labels, cluster)
+    sets = compare.row_sets(lexicon.unseen(test), thirds)
+    results = {
+        "arms": {arm: summarise(value, split, buckets) for arm, value in arms.items()},
+        "compare": compare.compare({a: (v.score["test"], v.threshold) for a, v in trained.items()}, labels, cluster, sets),
+        "novelty": {kind: novelty_facts(values, labels) for kind, values in far.items()},
+        "curve": {arm: curve(value, labels, far["skipgram"]) for arm, value in trained.items()},
+        "unseen": {part: int(lexicon.unseen(parts[part]).sum()) for part in parts},
+    }
+    if "novel3000" in mined:
+        _, columns = mined["novel3000"]
+        scores = {arm: value.score["novel3000"] for arm, value in arms.items()} | {human.LI: columns["li_score"][None]}
+        results["novelty_of_top"] = {arm: novelty_of_top(s, distance["novel3000"]) for arm, s in scores.items()}
+    if "human" in mined:
+        rows, columns = mined["human"]
+        scores = {arm: value.score["human"] for arm, value in arms.items()}
+        results["human"] = human.compare(scores, columns, metrics.thirds(distance["human"]), lexicon.unseen(rows))
+    return results
+
+
+def novelty_facts(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Largest novelty of the two lower thirds, share of true triples in each third, share of triples at distance 0."""
     thirds = metrics.thirds(values)
-    cuts = [float(values[thirds == k].max()) for k in (0, 1)]
     return {
-        "cuts": cuts,
+        "cuts": [float(values[thirds == k].max()) for k in (0, 1)],
         "positives": [float(labels[thirds == k].mean()) for k in range(3)],
         "zero": float((values == 0).mean()),
     }
 
 
-def curve(arm: Arm, labels: np.ndarray, novelty: np.ndarray, bins: int = 8) -> dict[str, list]:
+def curve(arm: Arm, labels: np.ndarray, far: np.ndarray, bins: int = 8) -> dict[str, list]:
     """Recall of true triples and rejection of false ones against novelty, in bins of equal numbers of each class."""
     right = (arm.score["test"] >= arm.threshold[:, None]) == labels
     found = {}
     for name, of in (("true", labels), ("false", ~labels)):
         rows = np.flatnonzero(of)
-        chunks = np.array_split(rows[np.argsort(novelty[rows], kind="stable")], bins)
-        found[name] = [[float(novelty[c].mean()), float(right[:, c].mean())] for c in chunks]
+        chunks = np.array_split(rows[np.argsort(far[rows], kind="stable")], bins)
+        found[name] = [[float(far[c].mean()), float(right[:, c].mean())] for c in chunks]
     return found
 
 
-def without_nan(value: Any) -> Any:
-    """NaN (the sd of one seed, the AUC of one class) as null: JSON has no NaN."""
+def for_json(value: Any) -> Any:
+    """NaN (the sd of one seed, the AUC of one class) as null, which JSON lacks; five digits, to keep the file small."""
     if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
+        return {key: for_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [for_json(entry) for entry in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 5)
+    return value
 
 
 def main(argv: list[str]) -> None:
@@ -260,14 +267,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, tables and the plot")
     parser.add_argument("--data", default="", help="folder of the data, else QUINTET_DATA")
     args = parser.parse_args(argv)
-    if not args.runs.is_dir():
-        raise UserError(f"no folder {args.runs}; train there first, see results/kbc/run.sh")
     from kbc_jax.tables import write
 
+    out = files.folder(args.out)
     results = study(args.runs, args.data)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(without_nan(results), indent=1))
-    write(results, args.out)
+    files.write(out / "results.json", [json.dumps(for_json(results), separators=(",", ":"))])
+    write(results, out)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kbc_jax import published
+from kbc_jax import claims, files, published, tables_mined
+from kbc_jax.cells import ORDER, THIRDS, arms, interval, seed_note, show, trained
+from kbc_jax.compare import PAIRS
 
-ORDER = ("fusion", "factorized", "dnn", "bilinear", "prototypical", "factorized_dense", "dnn_dense")
-REFERENCES = ("word PMI", "word PMI, no head-tail", "MaxSim", "ArgSim", "minus novelty")
-METRICS = {"f1": "F1", "balanced_f1": "balanced F1", "accuracy": "accuracy", "auc": "AUC", "ap": "AP"}
-THIRDS = ("least novel", "middle", "most novel")
+METRICS = {
+    "f1": "F1",
+    "balanced_f1": "balanced F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "ap": "AP",
+}
 PAPER = {"official": published.OFFICIAL, "redrawn": published.REDRAWN, "random": {k: v[0] for k, v in published.RANDOM.items()}}
+PAIRED = "paired thirds by skipgram"
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -18,38 +25,25 @@ def write(results: dict[str, Any], out: Path) -> None:
     save(out, "1-completion", completion(results))
     for split in results:
         save(out, f"2-thirds-{split}", thirds(results, split, "thirds by skipgram"))
-        if "paired thirds by skipgram" in results[split]["arms"][arms(results, split)[0]]["buckets"]:
-            save(out, f"3-paired-thirds-{split}", thirds(results, split, "paired thirds by skipgram"))
-    save(out, "4-claims", claims(results))
+        if PAIRED in results[split]["arms"][arms(results, split)[0]]["buckets"]:
+            save(out, f"3-paired-thirds-{split}", thirds(results, split, PAIRED))
+        save(out, f"3b-differences-{split}", differences(results, split))
+    save(out, "4-claims", claims.summary(results))
+    save(out, "4b-claims-in-detail", claims.details(results))
     save(out, "5-embeddings", by_embedding(results))
-    save(out, "6-l2", dense_and_lazy(results))
+    save(out, "5b-novelty-by-people", tables_mined.novelty_by_people())
+    save(out, "6-l2", tables_mined.dense_and_lazy(results))
     for split in results:
-        if "human" in next(iter(results[split]["arms"].values())):
-            save(out, f"7-mined-{split}", mined(results, split))
+        save(out, f"7-mined-{split}", tables_mined.ranked(results, split))
+        save(out, f"7b-novelty-of-top-{split}", tables_mined.novelty_of_top(results, split))
         save(out, f"8-relations-{split}", relations(results, split))
+    save(out, "7c-mined-published", tables_mined.quality())
     plot(results, out / "score-against-novelty.png")
 
 
 def save(out: Path, name: str, table: dict[str, Any] | None) -> None:
     if table is not None and table["rows"]:
-        (out / f"{name}.table.json").write_text(json.dumps(table, indent=1))
-
-
-def arms(results: dict, split: str) -> list[str]:
-    """Names of a split's arms, strongest family first, references last."""
-    names = results[split]["arms"]
-    known = [name for name in (*ORDER, *REFERENCES) if name in names]
-    return known + [name for name in names if name not in known]
-
-
-def show(value: dict, digits: int = 3) -> str:
-    """Mean ± sd over seeds; the number alone where there is one seed."""
-    spread = f" ± {value['sd']:.{digits}f}" if len(value["values"]) > 1 else ""
-    return f"{value['mean']:.{digits}f}{spread}"
-
-
-def interval(difference: dict) -> str:
-    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        files.write(out / f"{name}.table.json", [json.dumps(table, indent=1)])
 
 
 def completion(results: dict) -> dict:
@@ -59,85 +53,58 @@ def completion(results: dict) -> dict:
             arm = results[split]["arms"][name]
             test = arm["test"]
             cells = [show(test[key]) for key in ("dev2", "accuracy", "f1", "auc", "ap")]
-            paper = PAPER[split].get(name)
+            paper = PAPER.get(split, {}).get(name)
             filtered = show(test["accuracy_filtered"])
             rows.append([split, name, arm["seeds"], *cells, filtered, f"{paper:.3f}" if paper else None])
     return {
         "title": "Completion",
         "caption": "Mean ± sd over seeds; threshold on dev1, epoch on dev2. Filtered: accuracy without the false triples "
-        "that are in train. Paper: accuracy, see docs/kbc.md for the source of each.",
+        "that are in train. Paper: accuracy, see docs/kbc.md for the source of each." + seed_note(results, *results),
         "columns": ["split", "model", "seeds", "dev2", "accuracy", "F1", "AUC", "AP", "filtered", "paper"],
         "rows": rows,
     }
 
 
 def thirds(results: dict, split: str, bucket: str) -> dict:
+    """Every metric in each third; on the random split beside the paper's F1, also of its arms with GloVe."""
     paper = published.RANDOM if split == "random" and bucket.startswith("thirds") else {}
+    said = {name: " / ".join(f"{x:.3f}" for x in values[1:]) for name, values in paper.items()}
     rows = []
     for name in arms(results, split):
         parts = results[split]["arms"][name]["buckets"][bucket]
         for key, label in METRICS.items():
-            said = " / ".join(f"{x:.3f}" for x in paper[name][1:]) if key == "f1" and name in paper else None
-            rows.append([name, label, *(show(part[key]) for part in parts), *([said] if paper else [])])
+            cell = [said.get(name) if key == "f1" else None] if paper else []
+            rows.append([name, label, *(show(part[key]) for part in parts), *cell])
+    rows += [[name, "F1", None, None, None, said[name]] for name in paper if name not in results[split]["arms"]]
     first = results[split]["arms"][arms(results, split)[0]]["buckets"][bucket]
     rates = ", ".join(f"{part['positives']['mean']:.0%}" for part in first)
     trivial = ", ".join(f"{part['all_positive_f1']['mean']:.3f}" for part in first)
     return {
         "title": f"{split} split by novelty: {bucket}",
-        "caption": f"True triples in each third: {rates}; F1 of calling all true: {trivial}. Balanced F1 weighs both classes "
-        "alike. In paired thirds each false triple shares the third of the true one that it corrupts.",
+        "caption": f"True triples in each third: {rates}; F1 of calling all true: {trivial}. Balanced measures weigh both "
+        "classes alike. In paired thirds each false triple shares the third of the true one that it corrupts."
+        + seed_note(results, split),
         "columns": ["model", "metric", *THIRDS, *(["paper"] if paper else [])],
         "rows": rows,
     }
 
 
-def claims(results: dict) -> dict:
-    """The five headline tests, each with its verdict: 'yes' or 'no' where the interval says so, else 'not told apart'."""
-    rows = []
-
-    def signed(claim: str, split: str, pair: str, where: str, positive: bool = True) -> None:
-        difference = results.get(split, {}).get("differences", {}).get(pair, {}).get(where)
-        if difference:
-            low, high = (difference["low"], difference["high"]) if positive else (-difference["high"], -difference["low"])
-            verdict = "yes" if low > 0 else "no" if high < 0 else "not told apart"
-            rows.append([claim, f"{split}: {where}, {pair}", interval(difference), verdict])
-
-    for split in ("official", "redrawn"):
-        difference = results.get(split, {}).get("differences", {}).get("factorized - dnn", {}).get("accuracy")
-        if difference:
-            verdict = "no" if difference["low"] > 0 else "yes"
-            rows.append(
-                ["1. Factorized does not beat DNN here", f"{split}: accuracy, factorized - dnn", interval(difference), verdict]
-            )
-    signed("2. Factorized beats DNN", "random", "factorized - dnn", "accuracy")
-    signed("3. Factorized leads in the most novel third", "random", "factorized - dnn", "f1 third 3")
-    signed("3. and in the middle third", "random", "factorized - dnn", "f1 third 2")
-    signed("3. DNN leads in the least novel third", "random", "factorized - dnn", "f1 third 1", positive=False)
-    for split in results:
-        for name in arms(results, split):
-            if name in ("fusion", "factorized", "dnn", "prototypical", "bilinear"):
-                f1 = [part["f1"]["mean"] for part in results[split]["arms"][name]["buckets"]["thirds by skipgram"]]
-                balanced = [p["balanced_f1"]["mean"] for p in results[split]["arms"][name]["buckets"]["thirds by skipgram"]]
-                figure = f"{f1[0] - f1[2]:.3f}; with balanced classes {balanced[0] - balanced[2]:.3f}"
-                verdict = "yes" if f1[0] - f1[2] > 0.1 else "no"
-                rows.append(["4. F1 falls by more than 0.1 from first to last third", f"{split}: {name}", figure, verdict])
-    for split in results:
-        gap = results[split]["differences"].get("factorized - prototypical")
-        if gap:
-            verdict = "yes" if 0.05 <= gap["accuracy"]["mean"] <= 0.10 else "no"
-            rows.append(["5. Prototypical trails by 5 to 10 points", f"{split}: accuracy", interval(gap["accuracy"]), verdict])
-            least, whole = gap["f1 third 1"], gap["f1"]
-            figure = f"{interval(least)} in the least novel third, {interval(whole)} over all"
-            verdict = "yes" if least["mean"] < whole["mean"] else "no"
-            rows.append(["5. and by less among the least novel", f"{split}: F1", figure, verdict])
-    for split in results:
-        signed("The strong model beats Factorized", split, "fusion - factorized", "accuracy")
-        signed("and in the most novel third", split, "fusion - factorized", "f1 third 3")
+def differences(results: dict, split: str) -> dict:
+    """Pairs of arms, whole and by third, with intervals."""
+    found, rows = results[split]["compare"], []
+    for pair in (f"{a} - {b}" for a, b in PAIRS):
+        for kind in ("third", "paired third"):
+            for key, label in METRICS.items():
+                levels = found.get(pair, {}).get(key, {})
+                if f"{kind} 1" in levels and key != "accuracy":
+                    names = ["all", *(f"{kind} {k}" for k in (1, 2, 3)), f"{kind} 1 - 3"]
+                    rows.append([pair, f"{kind}s", label, *(interval(levels[name], sign="+") for name in names)])
     return {
-        "title": "The claims",
-        "caption": "Differences of seed means with 95 % bootstrap intervals over test triples (paired) and seeds. Where a "
-        "claim is about a size and not a sign, the verdict is about the mean.",
-        "columns": ["claim", "measured on", "figure", "verdict"],
+        "title": f"Differences by third, {split} split",
+        "caption": "Difference of seed means with its 95 % bootstrap interval over test triples and seeds, on the same draws "
+        "in all columns; the last is that of the least novel third minus that of the most novel one."
+        + seed_note(results, split),
+        "columns": ["models", "thirds", "metric", "all", *THIRDS, "least − most novel"],
         "rows": rows,
     }
 
@@ -162,49 +129,8 @@ def by_embedding(results: dict) -> dict:
     }
 
 
-def dense_and_lazy(results: dict) -> dict:
-    rows = []
-    for split in results:
-        for name in ("factorized", "dnn"):
-            for mode, arm in (("lazy", name), ("dense", f"{name}_dense")):
-                if f"{name}_dense" in results[split]["arms"]:
-                    found = results[split]["arms"][arm]
-                    last = found["buckets"]["thirds by skipgram"][2]["f1"]
-                    human = found.get("human")
-                    ranked = [show(human["spearman"]), show(human["top_100"], 2)] if human else [None, None]
-                    rows.append([split, name, mode, show(found["test"]["accuracy"]), show(last), *ranked])
-    return {
-        "title": "L2 on the word table: lazy (rows of the batch) and dense (all rows, the authors' code)",
-        "caption": "Adagrad turns dense L2 into a steady erasure of words without training data. Mined: 466 triples with two "
-        "human ratings, rank correlation with the mean rating, and mean rating of the model's best 100.",
-        "columns": ["split", "model", "L2", "accuracy", "F1, most novel third", "mined: Spearman", "mined: best 100"],
-        "rows": rows,
-    }
-
-
-def mined(results: dict, split: str) -> dict:
-    rows = []
-    ranked = {name: results[split]["arms"][name] for name in arms(results, split)} | {"Li et al.'s score": results[split]["li"]}
-    for name, arm in ranked.items():
-        human, top = arm["human"], arm["novelty_of_top"]
-        parts = [show(human[f"top_30_third_{k}"], 2) for k in (1, 2, 3)]
-        paper = " / ".join(f"{x:.2f}" for x in published.MINED[name]) if name in published.MINED else None
-        tops = [show(value, 2) for value in top.values()]
-        rows.append([name, show(human["spearman"]), show(human["top_100"], 2), *parts, paper, *tops])
-    ks = [f"novelty of best {k}" for k in results[split]["li"]["novelty_of_top"]]
-    mean = results[split]["li"]["human"]["all"]["mean"]
-    return {
-        "title": f"Triples mined from Wikipedia, ranked by models trained on the {split} split",
-        "caption": f"466 triples with two human ratings of 0 to 4 (mean {mean:.2f}; chosen by BERT scorers, no fair sample): "
-        "rank correlation, mean rating of the best 100, and of the best 30 in each novelty third. The paper's: new ratings of "
-        "each model's best 100 in each bucket of 1.6 million, not comparable in level. Novelty of the best K of 3,000.",
-        "columns": ["model", "Spearman", "best 100", *(f"best 30, {t}" for t in THIRDS), "paper, by bucket", *ks],
-        "rows": rows,
-    }
-
-
 def relations(results: dict, split: str, fewest: int = 20) -> dict:
-    names = [name for name in arms(results, split) if name not in REFERENCES]
+    names = trained(results, split)
     found = results[split]["arms"][names[0]]["relations"]
     rows = [
         [
@@ -224,24 +150,32 @@ def relations(results: dict, split: str, fewest: int = 20) -> dict:
 
 
 def plot(results: dict, path: Path) -> None:
-    """Share of test triples judged rightly against their novelty, true and false ones apart, a panel a split."""
+    """Share of test triples judged rightly against their novelty, true and false ones apart, a panel a split.
+
+    A model has the same colour in every panel, and the axis reaches down to the lowest point.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    splits = [split for split in results if results[split]["curve"]]
+    splits = [split for split in results if any(name in results[split]["curve"] for name in ORDER[:5])]
+    if not splits:
+        return
     figure, axes = pyplot.subplots(1, len(splits), figsize=(4.2 * len(splits), 3.6), sharey=True, squeeze=False)
+    lowest, handles = 0.5, {}
     for axis, split in zip(axes[0], splits, strict=True):
-        shown = [name for name in ORDER[:5] if name in results[split]["curve"]]
-        for color, name in enumerate(shown):
-            for part, style in (("true", "-"), ("false", "--")):
-                x, y = zip(*results[split]["curve"][name][part], strict=True)
-                axis.plot(x, y, style, color=f"C{color}", lw=1.5, marker="o", ms=3, label=name if part == "true" else None)
-        axis.set(title=f"{split} split", xlabel="novelty: distance to the nearest training triple", ylim=(0.4, 1.02))
+        for color, name in enumerate(ORDER[:5]):
+            for part, points in results[split]["curve"].get(name, {}).items():
+                x, y = zip(*points, strict=True)
+                lowest = min(lowest, *y)
+                style = "-" if part == "true" else "--"
+                (line,) = axis.plot(x, y, style, color=f"C{color}", lw=1.5, marker="o", ms=3)
+                handles.setdefault(name, line)
+        axis.set(title=f"{split} split", xlabel="novelty: distance to the nearest training triple")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("judged rightly (— true, -- false triples)")
-    axes[0][0].legend(fontsize=8, loc="lower left")
+    axes[0][0].set(ylabel="judged rightly (— true, -- false triples)", ylim=(lowest - 0.03, 1.03))
+    axes[0][0].legend(handles.values(), handles, fontsize=8, loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -251,15 +185,24 @@ def links(results: dict) -> dict:
     """Link prediction, ours then the published systems."""
     keys = ("mrr", "hits@1", "hits@3", "hits@10")
     ours = []
-    for arm, found in results.items():
+
+    def place(arm: str) -> tuple:
+        name = arm.removesuffix("_cn82k")
+        return name != arm, ORDER.index(name) if name in ORDER else len(ORDER)
+
+    for arm in sorted(results, key=place):
+        found = results[arm]
         graph = "CN-82K" if arm.endswith("_cn82k") else "CN-100K"
         cells = [show(found["measures"][f"mean {key}"]) for key in keys]
-        ours.append([f"{arm.removesuffix('_cn82k')} ({graph}), ours", found["test"], *cells])
-    theirs = [[name, None, *(None if x is None else f"{x:.3f}" for x in values)] for name, values in published.LINKS.items()]
+        seeds = len(found["measures"]["mean mrr"]["values"])
+        ours.append([f"{arm.removesuffix('_cn82k')} ({graph}), ours", seeds, found["test"], *cells])
+    theirs = [
+        [name, None, None, *(None if x is None else f"{x:.3f}" for x in values)] for name, values in published.LINKS.items()
+    ]
     return {
         "title": "Link prediction",
         "caption": "Filtered, over every phrase of the graph, mean of head and tail prediction; equal scores count half. Where "
         "fewer test triples are given, a random sample. Published rows from memory of the literature, to be checked.",
-        "columns": ["system", "test triples", "MRR", "Hits@1", "Hits@3", "Hits@10"],
+        "columns": ["system", "seeds", "test triples", "MRR", "Hits@1", "Hits@3", "Hits@10"],
         "rows": ours + theirs,
     }

@@ -8,13 +8,13 @@ Phrases of ConceptNet are lower-case lemmas without a sentence around them. Any 
 'go to store' comes out as a verb. Patterns kept by frequency are the remedy, not single tags.
 """
 
-import gzip
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from kbc_jax import files
 from training.errors import UserError
 
 UNKNOWN_WORD = "<unk>"  # of WikiText: a rare word that was taken out
@@ -104,7 +104,7 @@ def read_wikitext(path: Path | str) -> Iterator[tuple[str, ...]]:
 
     '@-@', '@.@' and '@,@' are joined with their neighbours to one word. '<unk>' stays, see BARRIER.
     """
-    for _, line in _lines(path):
+    for _, line in files.lines(path):
         text = line.strip()
         if text and not (text.startswith("= ") and text.endswith(" =")):
             yield from split_sentences(re.sub(r" @([-.,])@ ", r"\1", text).split())
@@ -112,7 +112,7 @@ def read_wikitext(path: Path | str) -> Iterator[tuple[str, ...]]:
 
 def read_plain(path: Path | str) -> Iterator[tuple[str, ...]]:
     """Sentences of running text, a paragraph a line."""
-    for _, line in _lines(path):
+    for _, line in files.lines(path):
         yield from split_sentences(tokenise(line))
 
 
@@ -122,7 +122,7 @@ def read_masc(path: Path | str, known: Mapping[str, int] | None = None) -> Itera
     Lemmas come from `lemmatise` with `known`. Words without a tag are left out. Raises UserError where none has a tag.
     """
     empty = True
-    for _, line in _lines(path):
+    for _, line in files.lines(path):
         pairs = [item.rpartition("_")[::2] for item in line.split()]
         tokens = tuple(Token(word, universal(word, penn), lemmatise(word, penn, known or {})) for word, penn in pairs if word)
         if tokens:
@@ -152,17 +152,6 @@ def split_sentences(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
         if word in (".", "!", "?") or end == len(words):
             yield tuple(words[begin:end])
             begin = end
-
-
-def _lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no text file {path}")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            yield from enumerate(file, 1)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8 text: {error}") from None
 
 
 def _irregular(table: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ def write(folder, content, name="dev1.tsv"):
 
 
 def test_blanks_case_and_line_ends_are_normalised(tmp_path):
-    path = write(tmp_path, b"IsA\tbig  Cat \tanimal\t1\r\n\n  \nAtLocation\t caf\xc3\xa9\ttown \t0")
+    path = write(tmp_path, b"\xef\xbb\xbfIsA\tbig  Cat \tanimal\t1\r\n\n  \nAtLocation\t caf\xc3\xa9\ttown \t0")
     found = read_triples(path, labelled=True)
     assert found.keys() == [("isa", "big cat", "animal"), ("atlocation", "café", "town")]
     assert found.label.tolist() == [True, False] and found.label.dtype == bool
@@ -110,7 +110,11 @@ def test_triples_are_taken_and_joined_by_rows():
     assert some.take([1]).label.tolist() == [False]
     assert some.positives().keys() == [("isa", "a", "b"), ("isa", "e", "f")]
     both = Triples.concatenate(some, some.take([1]))
-    assert both.keys() == [*some.keys(), ("hasa", "c", "d")] and both.label.tolist() == [True, False, True, False]
+    assert (
+        both.keys() == [*some.keys(), ("hasa", "c", "d")]
+        and both.source is None
+        and both.label.tolist() == [True, False, True, False]
+    )
 
 
 def test_kept_corruptions():
@@ -174,6 +178,24 @@ def test_every_split_has_positives_then_as_many_near_negatives(splits, name):
         n = part.size // 2
         assert part.label.tolist() == [True] * n + [False] * n
         assert all_near(part.keys()[n:], part.keys()[:n])
+
+
+@pytest.mark.parametrize("name", data.SPLITS)
+def test_every_negative_knows_the_positive_that_it_corrupts(splits, name):
+    for part in splits[name][1:]:
+        keys, n = part.keys(), part.size // 2
+        assert part.source[:n].tolist() == list(range(n))
+        assert all(differing(keys[n + i], keys[row]) <= 1 for i, row in enumerate(part.source[n:]))
+        assert (part.source[n:].tolist() == list(range(n))) == (name == "official")
+        assert part.take(range(n)).source is None and part.positives().source is None
+
+
+def test_only_files_of_pairs_have_sources():
+    rows = [("isa", "a", "b"), ("isa", "c", "d"), ("isa", "a", "d"), ("hasa", "c", "d")]
+    label = [True, True, False, False]
+    assert data.paired(Triples.of(rows, label)).source.tolist() == [0, 1, 0, 1]
+    others = ([rows[i] for i in (0, 1, 3, 2)], label), (rows, label[::-1]), (rows[:3], label[:3])
+    assert all(data.paired(Triples.of(*other)).source is None for other in others)
 
 
 @pytest.mark.parametrize("name", data.SPLITS)
@@ -279,6 +301,15 @@ def test_lexicon_by_hand():
     ids = lexicon.ids(other)
     assert ids.dtype == np.int32 and ids.shape == (1, 3)
     assert [lexicon.phrases[i] for i in ids[0, [0, 2]]] == ["old saw", "cat"] and lexicon.relations[ids[0, 1]] == "usedfor"
+
+
+def test_unseen_words_on_either_side():
+    train = Triples.of([("isa", "big cat", "animal")])
+    other = Triples.of(
+        [("isa", "cat", "big animal"), ("isa", "old cat", "animal"), ("isa", "cat", "big thing"), ("isa", "cat", "x")]
+    )
+    assert Lexicon.build(train, other).unseen(other).tolist() == [False, True, True, True]
+    assert Lexicon.build(train, other, width=1).unseen(other).tolist() == [False, True, False, True], "words that are cut off"
 
 
 def test_new_phrases_are_encoded_and_have_no_id():

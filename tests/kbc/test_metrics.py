@@ -111,16 +111,17 @@ def test_thirds_by_rank_keep_file_order_and_drop_the_rest():
     assert np.bincount(metrics.thirds(np.arange(2400)[::-1])).tolist() == [800] * 3
 
 
-def test_fixed_cuts():
-    np.testing.assert_array_equal(metrics.buckets([0, 3.21, 3.22, 4.3, 4.31, 9]), [0, 0, 1, 1, 2, 2])
-
-
 def test_negatives_share_the_third_of_their_positive():
-    labels = np.arange(12) < 6
-    novelty = np.array([0, 5, 1, 4, 2, 3, 9, 0, 9, 0, 9, 0])
-    np.testing.assert_array_equal(metrics.paired_thirds(novelty, labels), [0, 2, 0, 2, 1, 1] * 2)
-    with pytest.raises(UserError, match="positives"):
-        metrics.paired_thirds(novelty, labels[::-1])
+    """Six positives, two of which have no negative and two have two; how novel the negatives are does not matter."""
+    labels = np.array([1, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0], bool)
+    novelty = np.array([0, 5, 1, 9, 0, 4, 2, 3, 9, 0, 9])
+    source = np.array([0, 1, 2, 0, 1, 5, 6, 7, 1, 6, 2])
+    np.testing.assert_array_equal(metrics.paired_thirds(novelty, labels, source), [0, 2, 0, 0, 2, 2, 1, 1, 2, 1, 0])
+
+
+def test_paired_thirds_leave_out_the_negatives_of_a_positive_that_is_left_over():
+    labels, source = np.arange(8) < 4, np.tile(np.arange(4), 2)
+    np.testing.assert_array_equal(metrics.paired_thirds(np.arange(8), labels, source), [0, 1, 2, -1] * 2)
 
 
 def test_bucket_table():
@@ -144,57 +145,6 @@ def test_relation_table_has_the_frequent_ones_first():
     assert [(row["relation"], row["n"]) for row in rows] == [("isa", 4), ("hasa", 3), ("desires", 1)]
     assert rows[0]["accuracy"] == 1 / 4 and rows[0]["auc"] == 0.5
     assert rows[1]["accuracy"] == 2 / 3 and rows[1]["auc"] == 0.75
-
-
-def slow_bootstrap(metric, a, b, labels, thresholds, draws):
-    """Differences of resampled seed means, with loops over draws, seeds and rows."""
-    rng, found = np.random.default_rng(1), []
-    for _ in range(draws):
-        rows = rng.integers(len(labels), size=len(labels))
-        means = []
-        for scores, cut in zip((a, b), thresholds, strict=True):
-            seeds = rng.integers(len(scores), size=len(scores))
-            means.append(np.mean([metric(scores[s, rows], labels[rows], cut[s]) for s in seeds]))
-        found.append(means[0] - means[1])
-    return np.array(found)
-
-
-@pytest.mark.parametrize("name", metrics.THRESHOLDED)
-def test_paired_bootstrap_agrees_with_loops(name):
-    rng = np.random.default_rng(0)
-    labels = rng.random(200) < 0.4
-    a, b = (labels + rng.normal(size=(seeds, 200)) * noise for seeds, noise in ((3, 0.6), (2, 0.8)))
-    cuts = np.array([0.5, 0.4, 0.6]), np.array([0.5, 0.3])
-    slow = slow_bootstrap(getattr(metrics, name), a, b, labels, cuts, 1500)
-    found = metrics.paired_bootstrap(name, a, b, labels, *cuts, draws=4000)
-    spread = slow.std()
-    mean_a, mean_b = (
-        np.mean([getattr(metrics, name)(s, labels, cut) for s, cut in zip(scores, own, strict=True)])
-        for scores, own in zip((a, b), cuts, strict=True)
-    )
-    assert found.mean == pytest.approx(mean_a - mean_b)
-    np.testing.assert_allclose([found.low, found.high], np.quantile(slow, [0.025, 0.975]), atol=0.25 * spread)
-    assert found.not_positive == pytest.approx(np.mean(slow <= 0), abs=0.03)
-    assert found == metrics.paired_bootstrap(name, a, b, labels, *cuts, draws=4000)
-
-
-def test_bootstrap_pairs_the_rows():
-    """Two equal single-seed models differ in no draw, whatever the rows."""
-    found = metrics.paired_bootstrap("f1", [SCORES], [SCORES], LABELS, [0.55], [0.55], draws=100)
-    assert found == (0, 0, 0, 1)
-
-
-def test_bootstrap_draws_seeds_of_each_arm_on_their_own():
-    """Seeds that are all right or all wrong: a draw's difference is one of -1, -1/2, 0, 1/2, 1, above 0 with chance 5/16."""
-    scores = np.array([LABELS, ~LABELS], float)
-    found = metrics.paired_bootstrap("accuracy", scores, scores, LABELS, [0.5] * 2, [0.5] * 2, draws=4000)
-    assert found.not_positive == pytest.approx(11 / 16, abs=0.03)
-    assert (found.mean, found.low, found.high) == (0, -1, 1)
-
-
-def test_bootstrap_of_an_unknown_measure():
-    with pytest.raises(UserError, match="auc"):
-        metrics.paired_bootstrap("auc", [SCORES], [SCORES], LABELS, [0], [0])
 
 
 def test_mean_and_sample_deviation():

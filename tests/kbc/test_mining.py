@@ -1,4 +1,4 @@
-"""Tagging, patterns, extraction and ranking: against hand-made sentences and independently coded counts."""
+"""Tagging, patterns and extraction: against hand-made sentences and independently coded counts."""
 
 import gzip
 import itertools
@@ -154,54 +154,18 @@ def test_mined_files_survive_and_errors_name_the_line(tmp_path):
     assert path.read_text().splitlines()[2] == "IsA\tdog\tbig dog\t2"
     head = "rel\thead\ttail\tscore\n"
     for text, where in [
-        ("rel\ttail\n", "line 1"), (head, "no triples"), (head + "IsA\tdog\n", "line 2 has 2"),
+        ("rel\ttail\n", "line 1"), ("", "line 1"), (head, "no triples"), (head + "IsA\tdog\n", "line 2 has 2"),
         (head + "Is\ta\tb\t1\n", "line 2.*'Is'"), (head + "IsA\ta\tb\t1\nIsA\ta\tb\tx\n", "line 3.*'x'"),
+        ("rel\thead\ttail\tn\tn\n", "line 1: two columns"), (head + "IsA\ta\tb\tnan\n", "line 2.*not finite"),
     ]:  # fmt: skip
         path.write_text(text)
         with pytest.raises(UserError, match=rf"mined\.tsv.*{where}"):
             mining.read_mined(path)
-
-
-RANKED = Triples.of([("isa", f"h{i}", f"t{i}") for i in range(1000)])
-
-
-def test_rank_falls_and_keeps_the_order_of_equals():
-    triples, scores = mining.rank(RANKED.take(range(4)), np.array([1, 3, 1, 2.0]))
-    assert triples.head == ("h1", "h3", "h0", "h2") and scores.tolist() == [3, 2, 1, 1]
-    for wrong in (np.zeros(3), np.array([0, np.nan, 0, 0])):
-        with pytest.raises(UserError, match="4 triples"):
-            mining.rank(RANKED.take(range(4)), wrong)
-
-
-def test_get_top_draws_what_the_authors_code_draws():
-    scores = np.random.default_rng(0).permutation(1000)
-    top = np.argsort(scores)[-200:]
-    theirs = top[np.random.RandomState(777).choice(200, 10, replace=False)]
-    assert mining.get_top(mining.rank(RANKED, scores)[0], 10, 200).head == tuple(f"h{i}" for i in theirs)
-    with pytest.raises(UserError, match="count 10, best 2000"):
-        mining.get_top(RANKED, 10, 2000)
-
-
-def test_bucket_walk_takes_the_best_of_each_bucket_and_no_more_blocks_than_needed():
-    values, asked = np.random.default_rng(0).uniform(2, 6, 1000), []
-
-    def novelty(triples):
-        asked.append(triples.head)
-        return np.array([values[int(head[1:])] for head in triples.head])
-
-    found = mining.bucket_walk(RANKED, novelty, per_bucket=30, block=25)
-    members = [np.flatnonzero(m)[:30] for m in (values < 3.22, (values >= 3.22) & (values < 4.31), values >= 4.31)]
-    for bucket, rows in zip(found, members, strict=True):
-        assert bucket.rows.tolist() == rows.tolist() and bucket.novelty.tolist() == values[rows].tolist()
-    last = max(rows[-1] for rows in members)
-    assert len(asked) == last // 25 + 1 and {len(block) for block in asked} == {25}
-    short = mining.bucket_walk(RANKED.take(range(40)), novelty, cuts=(4,), per_bucket=30, block=25)
-    assert sum(len(bucket.rows) for bucket in short) == 40 and len(asked[-1]) == 15, "the ranking ends first"
-
-
-def test_mean_novelty_of_the_top():
-    found = mining.mean_novelty_of_top(RANKED, lambda t: np.arange(t.size), (1, 100, 2000))
-    assert found == {1: 0.0, 100: 49.5}
+    path.write_bytes(head.encode() + b"IsA\tcaf\xe9\tb\t1\n")
+    with pytest.raises(UserError, match=r"mined\.tsv line 2 is not UTF-8"):
+        mining.read_mined(path)
+    path.write_bytes(b"\xef\xbb\xbf" + head.encode() + b"IsA\tdog\tpet\t1\r\n")
+    assert mining.read_mined(path)[0].keys() == [("isa", "dog", "pet")]
 
 
 def test_wikitext_sentences(tmp_path):
@@ -210,6 +174,12 @@ def test_wikitext_sentences(tmp_path):
         file.write(" \n = Dogs = \n \n A <unk> of 0 @.@ 7 kg role @-@ plays . It eats ! No end\n")
     sentences = list(tagging.read_wikitext(path))
     assert sentences == [("A", "<unk>", "of", "0.7", "kg", "role-plays", "."), ("It", "eats", "!"), ("No", "end")]
+    plain = tmp_path / "wiki.txt"
+    plain.write_bytes(b"\xef\xbb\xbfDogs bark .\n\xe9\n")
+    found = tagging.read_wikitext(plain)
+    assert next(found) == ("Dogs", "bark", ".")
+    with pytest.raises(UserError, match=r"wiki\.txt line 2 is not UTF-8"):
+        next(found)
     path.write_bytes(b"not gzip")
     with pytest.raises(UserError, match="gzipped"):
         list(tagging.read_wikitext(path))
@@ -291,6 +261,41 @@ def test_command_line_from_patterns_to_candidates(tmp_path, capsys, monkeypatch)
     assert f"{triples.size} candidates: AtLocation 2" in capsys.readouterr().out
     with pytest.raises(UserError, match="--minimum"):
         mine.main([*options, "--format", "masc"])
+
+
+def test_patterns_from_text_that_is_tagged_by_hand(tmp_path, monkeypatch):
+    """`--masc` needs no spaCy: words have their commonest tag in the file, under their lemma too; others are nouns."""
+    monkeypatch.delenv("QUINTET_DATA", raising=False)
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    (tmp_path / "masc").write_text("Cooks_NNS cooked_VBD hard_JJ meals_NNS ._.\nHe_PRP plays_VBZ songs_NNS ._.\n")
+    with pytest.raises(UserError, match=r"requirements-kbc\.txt"):
+        mine.main(["patterns", "--out", f"{tmp_path}/p.json"])
+    mine.main(["patterns", "--out", f"{tmp_path}/p.json", "--masc", f"{tmp_path}/masc"])
+    kept = mining.load_patterns(tmp_path / "p.json")
+    assert ("VERB", "NOUN") in kept["usedfor"].tail and ("ADJ",) in kept["hasproperty"].tail  # play song; hard
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (["patterns", "--out", "none/p.json"], "cannot write none/p.json: name a file in a folder that exists"),
+        (["sheet", "--scored", "a=b", "--out", "s.tsv", "--key", "."], r"cannot write \.: name a file"),
+        (["extract", "--patterns", "p.json", "--text", "t", "--out", "c.tsv"], "cannot read p.json"),
+        (["walk", "--scored", "s.tsv", "--out", "w.tsv"], "cannot read s.tsv"),
+        (["agreement", "a.tsv", "--key", "."], "cannot read"),
+    ],
+)
+def test_places_are_checked_before_the_work(tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        mine.main([*command, *(["--data", "toy"] if command[0] in ("patterns", "extract", "walk") else [])])
+
+
+@pytest.mark.parametrize("command", [["sheet", "--top", "0"], ["novelty_sheet", "--rows", "-1"], ["walk", "--top", "x"]])
+def test_counts_below_one_are_no_counts(capsys, command):
+    with pytest.raises(SystemExit):
+        mine.main(command)
+    assert "is below 1" in (said := capsys.readouterr().err) or "invalid positive value" in said
 
 
 def test_patterns_of_conceptnet_find_candidates_in_masc_without_spacy(tmp_path):

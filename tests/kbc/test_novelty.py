@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kbc_jax.data import Lexicon, Triples
-from kbc_jax.novelty import nearest, novelty
+from kbc_jax.novelty import k_nearest, nearest, neighbours, novelty
 from training.errors import UserError
 
 
@@ -77,6 +77,29 @@ def test_no_queries():
     assert distance.shape == index.shape == (0,)
 
 
+def test_the_k_nearest_are_distinct_pairs_in_order():
+    """Against all distances; pairs that training has several times are named once, by their first row."""
+    rng = np.random.default_rng(0)
+    vectors = random_phrases(rng)
+    train = rng.integers(600, size=(900, 2))
+    train[450:] = train[:450]
+    query = np.concatenate([rng.integers(600, size=(30, 2)), train[:10]])
+    distance, index = k_nearest(vectors, query, train, 4)
+    expected = np.sort(brute(vectors, query, train[:450]), 1)[:, :4]
+    np.testing.assert_allclose(distance, expected, rtol=2e-6)
+    assert distance.shape == index.shape == (40, 4) and index.max() < 450
+    assert all(len(set(row)) == 4 for row in index.tolist()) and (index[30:, 0] == np.arange(10)).all()
+    np.testing.assert_array_equal(nearest(vectors, query, train)[1], index[:, 0])
+
+
+def test_no_more_neighbours_than_there_are_pairs():
+    train = np.array([[0, 1], [1, 0], [0, 1]])
+    assert k_nearest(np.eye(2), np.array([[0, 0]]), train, 2)[1].tolist() == [[0, 1]]
+    for k in (0, 3):
+        with pytest.raises(UserError, match=f"nearest {k} of 2 .*1 to 2"):
+            k_nearest(np.eye(2), np.array([[0, 0]]), train, k)
+
+
 TRAIN = Triples.of([("isa", "cat", "small animal"), ("usedfor", "pen", "write"), ("hasa", "cat", "small animal")])
 BLUE, LONG = ("isa", "pen", "blue animal"), ("isa", "write", "animal small animal")
 QUERIES = Triples.of([("partof", "cat", "small animal"), BLUE, LONG])
@@ -113,3 +136,10 @@ def test_training_triples_are_not_novel():
     lexicon, vectors = lexicon_and_vectors()
     distance, index = novelty(TRAIN, TRAIN, lexicon, vectors)
     assert distance.tolist() == [0, 0, 0] and index.tolist() == [0, 1, 0]
+
+
+def test_neighbours_begin_with_the_nearest():
+    lexicon, vectors = lexicon_and_vectors()
+    distance, row = neighbours(TRAIN, QUERIES, lexicon, vectors, 2)
+    np.testing.assert_array_equal(np.stack([distance[:, 0], row[:, 0]]), np.stack(novelty(TRAIN, QUERIES, lexicon, vectors)))
+    assert sorted(row[0].tolist()) == [0, 1] and (distance[:, 1] >= distance[:, 0]).all()

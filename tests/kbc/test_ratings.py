@@ -19,7 +19,8 @@ RANKED = {
 
 
 def export(folder: Path, **options) -> list[str]:
-    ratings.export_sheet(RANKED, folder / "sheet.tsv", folder / "key.json", top=2, **options)
+    best = {name: ranked.take([0, 1]) for name, ranked in RANKED.items()}
+    ratings.export_sheet(best, folder / "sheet.tsv", folder / "key.json", **options)
     return (folder / "sheet.tsv").read_text().splitlines()
 
 
@@ -49,8 +50,6 @@ def test_sheet_hides_the_models_and_its_key_tells_them(tmp_path):
     assert export(tmp_path) == lines, "the same seed shuffles the same way"
     orders = {tuple(export(tmp_path, seed=seed)) for seed in range(10)}
     assert len(orders) > 3 and {tuple(sorted(order)) for order in orders} == {tuple(sorted(lines))}
-    with pytest.raises(UserError, match=r"factorized.*3"):
-        ratings.export_sheet(RANKED, tmp_path / "s", tmp_path / "k", top=4)
 
 
 def test_filled_sheets_come_back(tmp_path):
@@ -82,8 +81,8 @@ def test_mistakes_in_a_sheet_name_file_and_line(tmp_path):
             ratings.import_sheets([path], key)
     path.write_text("\n".join(lines))
     for sheets, wrong, message in [
-        ([path, path], key, "differ"), ([tmp_path / "no.tsv"], key, "no.tsv"), ([path], tmp_path / "no.json", "no key file"),
-        ([path], path, "not the key"),
+        ([path, path], key, "differ"), ([tmp_path / "no.tsv"], key, "no.tsv"),
+        ([path], tmp_path / "no.json", "cannot read .*no.json"), ([path], path, "is no JSON.*together with the sheet"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             ratings.import_sheets(sheets, wrong)
@@ -152,15 +151,6 @@ def test_novelty_table_orders_the_codes_from_old_to_new():
         ratings.novelty_summary(np.array([1, 6, -1]), np.ones(3))
 
 
-def test_human_evaluation_by_hand():
-    quality = np.arange(50.0) // 10
-    found = ratings.human_466(quality, quality, top=10, draws=50)
-    assert found["spearman"] == pytest.approx(1) and found["top_mean"] == 4 and found["mean"] == 2
-    noise = ratings.human_466(np.random.default_rng(1).normal(size=50), quality, draws=200)
-    assert noise["low"] < 0 < noise["high"] and noise["low"] < noise["spearman"] < noise["high"]
-    assert noise["top_mean"] == 2, "the top 100 of 50 are all"
-
-
 def test_published_ratings_of_mined_triples():
     if not (root := os.environ.get("QUINTET_DATA")):
         pytest.skip("QUINTET_DATA is not set: no rated triples")
@@ -171,9 +161,6 @@ def test_published_ratings_of_mined_triples():
     found = ratings.agreement(first, second)
     assert found["n"] == triples.size == 466 and found["pearson"] == pytest.approx(0.505, abs=5e-4)
     assert 0.2 < found["kappa"] < found["quadratic_kappa"] < found["pearson"] + 1e-9
-    human = ratings.human_466(columns["li_score"], columns["mean"], draws=200)
-    assert human["spearman"] == pytest.approx(0.173, abs=5e-4)
-    assert 0.06 < human["low"] < 0.12 and 0.22 < human["high"] < 0.29
 
 
 def test_command_line_from_scores_to_agreement(tmp_path, capsys):
@@ -194,6 +181,56 @@ def test_command_line_from_scores_to_agreement(tmp_path, capsys):
     assert "dnn: mean 3.00" in printed and "factorized: mean 1.00" in printed
     with pytest.raises(UserError, match="NAME=FILE"):
         mine.main(["sheet", "--scored", *scored, scored[0], *files])
+    with pytest.raises(UserError, match="4 of the best 4 of 3 triples"):
+        mine.main(["sheet", "--scored", *scored, *files, "--top", "4"])
     mining.write_mined(tmp_path / "dnn.tsv", RANKED["dnn"], count=[1, 2, 3])
     with pytest.raises(UserError, match=r"dnn\.tsv has no column score.*count"):
         mine.main(["sheet", "--scored", *scored, *files])
+
+
+def key_models(folder: Path) -> dict[str, dict[str, int]]:
+    """{tail: {model: place}} of a key."""
+    rows = json.loads((folder / "key.json").read_text())["rows"].values()
+    return {row["triple"][2]: row["models"] for row in rows}
+
+
+def test_the_buckets_of_a_walk_are_models_of_their_own(tmp_path):
+    """A bucket with fewer triples than asked for gives what it has; the best of each come first."""
+    triples = Triples.of([("isa", "x", f"t{i}") for i in range(6)])
+    columns = {"score": [6, 5, 4, 3, 2, 1], "bucket": [0, 1, 0, 2, 0, 2]}
+    mining.write_mined(tmp_path / "walk.tsv", triples, **columns)
+    mining.write_mined(tmp_path / "plain.tsv", triples, score=[1, 2, 3, 4, 5, 6])
+    scored = [f"dnn={tmp_path}/walk.tsv", f"li={tmp_path}/plain.tsv"]
+    files = ["--out", f"{tmp_path}/sheet.tsv", "--key", f"{tmp_path}/key.json"]
+    mine.main(["sheet", "--scored", *scored, *files, "--top", "2"])
+    assert key_models(tmp_path) == {
+        "t0": {"dnn/0": 1}, "t2": {"dnn/0": 2}, "t1": {"dnn/1": 1}, "t3": {"dnn/2": 1}, "t5": {"dnn/2": 2, "li": 1},
+        "t4": {"li": 2},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="NAME=FILE"):
+        mine.main(["sheet", "--scored", *scored, f"dnn={tmp_path}/plain.tsv", *files, "--top", "2"])
+
+
+def test_a_sheet_may_draw_from_the_best(tmp_path):
+    triples = Triples.of([("isa", "x", f"t{i}") for i in range(60)])
+    mining.write_mined(tmp_path / "a.tsv", triples, score=range(60, 0, -1))
+    files = ["--out", f"{tmp_path}/sheet.tsv", "--key", f"{tmp_path}/key.json"]
+    mine.main(["sheet", "--scored", f"a={tmp_path}/a.tsv", *files, "--top", "10", "--from", "40"])
+    drawn = {int(tail[1:]) for tail in key_models(tmp_path)}
+    assert len(drawn) == 10 and max(drawn) < 40 and max(drawn) > 15, "ten of the best forty"
+    theirs = 39 - np.random.RandomState(777).choice(40, 10, replace=False)
+    assert drawn == set(theirs.tolist())
+
+
+def test_keys_that_are_none(tmp_path):
+    export(tmp_path)
+    key = json.loads((tmp_path / "key.json").read_text())
+    first = next(iter(key["rows"]))
+    for content in ("[]", "{", json.dumps({"kind": "quality"}), json.dumps({"kind": "x", "rows": {}}),
+                    json.dumps({**key, "rows": {**key["rows"], first: {"triple": []}}})):  # fmt: skip
+        (tmp_path / "key.json").write_text(content)
+        with pytest.raises(UserError, match=r"key\.json.*written together with the sheet"):
+            ratings.import_sheets([tmp_path / "sheet.tsv"], tmp_path / "key.json")
+    for place, message in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file")):
+        with pytest.raises(UserError, match=message):
+            ratings.import_sheets([tmp_path / "sheet.tsv"], place)
