@@ -34,8 +34,9 @@ def get_top(ranked: Triples, count: int, best: int, seed: int = 777) -> Triples:
 def third_cuts(
     triples: Triples, novelty: Callable[[Triples], np.ndarray], most: int = 5000, seed: int = 0
 ) -> tuple[float, float]:
-    """The two novelties that cut candidates into thirds, from `most` of them at random."""
-    some = triples.take(np.random.default_rng(seed).permutation(triples.size)[:most])
+    """The two novelties that cut candidates into thirds, by `most` of them at random, the same ones in any ranking."""
+    order = sorted(range(triples.size), key=triples.keys().__getitem__)
+    some = triples.take(np.array(order)[np.random.default_rng(seed).permutation(triples.size)[:most]])
     low, high = np.quantile(novelty(some), [1 / 3, 2 / 3])
     return float(low), float(high)
 

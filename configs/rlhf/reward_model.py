@@ -40,6 +40,7 @@ def get_config(variant: str = "small_labels") -> ConfigDict:
     else:
         c = language("rlhf_jax.reward_model", "qa", "tiny")
         tiny(c)
+        c.optim.eps = 1e-2  # what both sides of a pair share has no gradient but rounding errors, which Adam would enlarge
     c.objective = "labels" if variant.endswith("labels") else "pairs"
     c.pairs = ""  # JSON lines of prompt, chosen, rejected instead of the task's own pairs
     c.length = c.sample.prompt + c.sample.response  # of a text that is scored

@@ -95,6 +95,8 @@ def test_the_k_nearest_are_distinct_pairs_in_order():
 def test_no_more_neighbours_than_there_are_pairs():
     train = np.array([[0, 1], [1, 0], [0, 1]])
     assert k_nearest(np.eye(2), np.array([[0, 0]]), train, 2)[1].tolist() == [[0, 1]]
+    last_is_nearest = np.array([[0, 1], [0, 0]])  # and the copies that fill its group up are no neighbours
+    assert k_nearest(np.eye(2), np.array([[0, 0]]), last_is_nearest, 2)[1].tolist() == [[1, 0]]
     for k in (0, 3):
         with pytest.raises(UserError, match=f"nearest {k} of 2 .*1 to 2"):
             k_nearest(np.eye(2), np.array([[0, 0]]), train, k)

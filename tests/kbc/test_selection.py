@@ -56,7 +56,7 @@ def test_cuts_must_increase():
 
 
 def test_thirds_of_the_candidates():
-    """Cuts of all candidates, and near them those of a sample; no more novelties are asked for than the sample has."""
+    """Cuts of all candidates, and near them those of a sample, which does not depend on the ranking."""
     asked = []
 
     def novelty(triples):
@@ -65,4 +65,6 @@ def test_thirds_of_the_candidates():
 
     assert selection.third_cuts(RANKED, novelty) == pytest.approx((333, 666))
     np.testing.assert_allclose(selection.third_cuts(RANKED, novelty, most=300), (333, 666), atol=80)
-    assert asked == [1000, 300]
+    assert asked == [1000, 300], "no more novelties than needed"
+    backwards = RANKED.take(range(999, -1, -1))
+    assert selection.third_cuts(backwards, novelty, most=300) == selection.third_cuts(RANKED, novelty, most=300)
