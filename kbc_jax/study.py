@@ -250,13 +250,15 @@ def curve(arm: Arm, labels: np.ndarray, far: np.ndarray, bins: int = 8) -> dict[
     return found
 
 
-def without_nan(value: Any) -> Any:
-    """NaN (the sd of one seed, the AUC of one class) as null: JSON has no NaN."""
+def for_json(value: Any) -> Any:
+    """NaN (the sd of one seed, the AUC of one class) as null, which JSON lacks; five digits, to keep the file small."""
     if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
+        return {key: for_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [for_json(entry) for entry in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 5)
+    return value
 
 
 def main(argv: list[str]) -> None:
@@ -269,7 +271,7 @@ def main(argv: list[str]) -> None:
 
     out = files.folder(args.out)
     results = study(args.runs, args.data)
-    files.write(out / "results.json", [json.dumps(without_nan(results), indent=1)])
+    files.write(out / "results.json", [json.dumps(for_json(results), separators=(",", ":"))])
     write(results, out)
 
 

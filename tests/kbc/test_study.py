@@ -135,7 +135,7 @@ def test_tables_and_plot_make_a_report(results, tmp_path):
     names = {path.name.removesuffix(".table.json") for path in tmp_path.glob("*.table.json")}
     assert {"1-completion", "2-thirds-official", "3-paired-thirds-redrawn", "3b-differences-redrawn", "4-claims",
             "4b-claims-in-detail", "5-embeddings", "5b-novelty-by-people", "7c-mined-published"} <= names  # fmt: skip
-    json.dumps(study.without_nan(results), allow_nan=False)
+    json.dumps(study.for_json(results), allow_nan=False)
     page = write_report([tmp_path]).read_text()
     assert "The claims" in page and "data:image/png" in page
     rows = json.loads((tmp_path / "4-claims.table.json").read_text())["rows"]
