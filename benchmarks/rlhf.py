@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from benchmarks.kbc import YARDSTICK, Run, measure, yardstick
+from kbc_jax import files
 from launch.cli import guarded
 from rlhf_jax import sampling, transformer
 from rlhf_jax.presets import PRESETS
@@ -171,13 +172,15 @@ def table(result: dict) -> str:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rlhf", description=__doc__.split("\n")[0])
-    parser.add_argument("--new", type=_positive, default=128, help="sampled tokens a row")
-    parser.add_argument("--batches", type=_positive, nargs="*", default=[1, 16, 64], help="rows that are sampled at once")
-    parser.add_argument("--widths", type=_positive, nargs="*", default=[256, 512], help="widths of the trained decoders")
-    parser.add_argument("--updates", type=_positive, default=3, help="updates of a learner in a round")
-    parser.add_argument("--rounds", type=_positive, default=3)
+    parser.add_argument("--new", type=files.positive, default=128, help="sampled tokens a row")
+    parser.add_argument("--batches", type=files.positive, nargs="*", default=[1, 16, 64], help="rows that are sampled at once")
+    parser.add_argument("--widths", type=files.positive, nargs="*", default=[256, 512], help="widths of the trained decoders")
+    parser.add_argument("--updates", type=files.positive, default=3, help="updates of a learner in a round")
+    parser.add_argument("--rounds", type=files.positive, default=3)
     parser.add_argument("--json", type=Path, help="also write the JSON line to this file")
     args = parser.parse_args(argv)
+    if args.json:
+        files.check_place(args.json)
     runtime.setup()
     runs = {
         "yardstick": yardstick(),
@@ -218,12 +221,6 @@ def _rate(work: Callable[[], object], count: int) -> Run:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 if __name__ == "__main__":

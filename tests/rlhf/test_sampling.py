@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,9 @@ def test_greedy_takes_the_likeliest_token_of_the_whole_forward_pass():
     for temperature in (0.0, 1e-5):
         np.testing.assert_array_equal(sample(temperature=temperature, eos=None).tokens, ids[:, C:])
     assert (sample(temperature=0.3, eos=None).tokens != ids[:, C:]).any()
+    tied = jax.tree.map(np.zeros_like, weights(GPT2))
+    assert not sample(params=tied, temperature=9e-5, eos=None).tokens.any()
+    assert sample(params=tied, temperature=1.1e-4, eos=None).tokens.any()
 
 
 def test_tokens_have_the_frequencies_of_the_tempered_softmax():
@@ -149,6 +153,17 @@ def test_sharded_and_unstacked_weights_sample_the_same():
     for found in (sample(LLAMA, params=unstacked), sample(LLAMA, prompt, mask, params=spread)):
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         np.testing.assert_allclose(found.logps, expected.logps, atol=1e-5)
+
+
+def test_unstacked_weights_are_one_dict_a_layer_in_the_compute_dtype_but_for_norms():
+    cfg = dataclasses.replace(LLAMA, dtype="bfloat16")
+    found = decoding.unstack(weights(LLAMA), cfg)
+    assert {str(x.dtype) for x in jax.tree.leaves([found["embed"], found["head"], found["blocks"][0]["attn"]])} == {"bfloat16"}
+    assert {str(x.dtype) for x in jax.tree.leaves([found["norm"], found["blocks"][0]["norm_1"]])} == {"float32"}
+    for l, block in enumerate(found["blocks"]):
+        np.testing.assert_array_equal(block["norm_2"]["scale"], weights(LLAMA)["blocks"]["norm_2"]["scale"][l])
+    assert len(found["blocks"]) == 2
+    jax.tree.map(np.testing.assert_array_equal, decoding.unstack(found, cfg), found)
 
 
 # Ends
@@ -224,6 +239,17 @@ def test_attention_runs_over_each_size_in_turn(monkeypatch):
     options = {"max_new": N, "temperature": 1.0, "eos": EOS, "pad": PAD}
     jax.eval_shape(lambda: sampling.generate(weights(GPT2), GPT2, prompt, mask, KEY, **options))
     assert list(dict.fromkeys(seen)) == [8, 16]
+
+
+def test_the_cache_is_written_in_place():
+    """In the compiled program: one write of a token for each layer's keys and values in each loop, no copy of a whole cache."""
+
+    def run(params, prompt, mask, key, temperature):
+        return sampling.generate(params, GPT2, prompt, mask, key, max_new=N, temperature=temperature, eos=EOS, pad=PAD)
+
+    text = jax.jit(run).lower(weights(GPT2), PROMPT, MASK, KEY, 1.0).compile().as_text()
+    made = re.findall(r"= f32\[(?:\d+,)?6,2,(?:8|16),8\]\S* ([a-z-]+)\(", text)
+    assert made.count("dynamic-update-slice") == 2 * 2 and not {"copy", "transpose", "dynamic-slice"} & set(made)
 
 
 def test_ten_batches_compile_once():
