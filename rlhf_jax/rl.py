@@ -187,8 +187,7 @@ def response_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Tempered log p of the last N tokens, float32 [R, N], and the hidden states that predict them, [R, N, D]."""
     hidden = transformer.hidden(weights, policy.cfg, ids, mask)[:, -N - 1 : -1]
-    z = transformer.logits(weights, policy.cfg, hidden) / (temperature + 1e-7)
-    return jnp.take_along_axis(z, ids[:, -N:, None], -1)[..., 0] - jax.nn.logsumexp(z, -1), hidden
+    return transformer.chosen_logprobs(weights, policy.cfg, hidden, ids[:, -N:], temperature), hidden
 
 
 def critic(params: dict, consts: dict, world: World, ids: jax.Array, mask: jax.Array, N: int) -> jax.Array:

@@ -1,9 +1,11 @@
-"""Reward against drift over finished runs: tables for launch.report, and plots (tradeoff.py has the definitions).
+"""Finished runs side by side: tables for launch.report, and plots (tradeoff.py has the definitions).
 
-    python -m rlhf_jax.study RUNS --out results/rlhf/e1 [--free ppo] [--reward eval/score] [--drifts eval/kl ...]
+    python -m rlhf_jax.study RUNS --out results/rlhf/e1 [--free ppo] [--reward eval/score] [--drifts eval/kl=20 ...]
+    python -m rlhf_jax.study RUNS --out results/rlhf/e5 --finals eval/exact eval/kl ...
 
-RUNS holds workdirs <arm>/<seed> of rlhf_jax.rl. The scale is fixed by the arm `free` (PPO without a KL term): its best mean
-reward is 1, its final mean drift is the largest drift that counts. Every curve begins at the weights all runs started from.
+RUNS holds workdirs <arm>/<seed>. The first form draws reward against drift, for runs of rlhf_jax.rl. Its scale is fixed by the
+arm `free` (PPO without a KL term): its best mean reward is 1, its final mean drift is the largest that counts, unless one is
+given after '='. Every curve begins at the weights all runs started from. The second form is a table of last evaluations.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import numpy as np
 
 from launch.cli import guarded
 from rlhf_jax import tradeoff
-from rlhf_jax.tradeoff import Estimate, Points
+from rlhf_jax.tradeoff import Estimate, Points, over_seeds
 from training.errors import UserError
 from training.metrics import read_rows
 
@@ -57,13 +59,13 @@ def curve(workdir: Path, reward: str, drift: str) -> tuple[Points, tuple[float, 
     return tradeoff.points([here, *rows], reward, drift), start
 
 
-def compare(runs: dict[str, list[Path]], free: str, reward: str, drift: str) -> dict[str, Any]:
-    """{'top', 'd_max', 'arms': {arm: {measure: Estimate}}, 'curves'} for one kind of drift."""
+def compare(runs: dict[str, list[Path]], free: str, reward: str, drift: str, d_max: float | None = None) -> dict[str, Any]:
+    """{'top', 'd_max', 'arms': {arm: {measure: Estimate}}, 'curves'} for one kind of drift, over the start's up to `d_max`."""
     if free not in runs:
         raise UserError(f"no finished run of {free!r}, which sets the scale; the arms are {', '.join(runs)}")
     raw = {arm: [curve(path, reward, drift) for path in paths] for arm, paths in runs.items()}
     top = float(np.mean([points.reward.max() for points, _ in raw[free]]))
-    d_max = float(np.mean([points.drift[-1] - start[0] for points, start in raw[free]]))
+    d_max = d_max or float(np.mean([points.drift[-1] - start[0] for points, start in raw[free]]))
     scaled = {arm: [tradeoff.normalise(points, start=start, top=top) for points, start in each] for arm, each in raw.items()}
     budgets = [share * d_max for share in SHARES]
     return {
@@ -112,15 +114,42 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def write(runs: Path, out: Path, free: str, reward: str, drifts: Sequence[str]) -> None:
-    """Tables and plot of all drifts into `out`."""
+    """Tables and plot of all drifts ('name' or 'name=largest') into `out`."""
     arms = finished(runs)
-    found = {drift: compare(arms, free, reward, drift) for drift in drifts}
+    named = [drift.partition("=") for drift in drifts]
+    found = {drift: compare(arms, free, reward, drift, float(largest or 0)) for drift, _, largest in named}
     out.mkdir(parents=True, exist_ok=True)
     for drift, each in found.items():
-        name = f"tradeoff-{drift.replace('/', '-')}.table.json"
-        (out / name).write_text(json.dumps(table(each, reward, drift), indent=1))
+        save(table(each, reward, drift), out / f"tradeoff-{drift.replace('/', '-')}.table.json")
     plot(found, out / "tradeoff.png")
     print(f"{sum(map(len, arms.values()))} runs of {len(arms)} arms: tables and plot in {out}")
+
+
+def last(runs: dict[str, list[Path]], metrics: Sequence[str]) -> dict[str, Any]:
+    """For launch.report: the last value of each metric, mean ± standard error over seeds; the start first."""
+    rows = {arm: [_rows_of(path, metrics) for path in paths] for arm, paths in runs.items()}
+    lines = [[arm, len(each), *(show(over_seeds([row[m] for row in each])) for m in metrics)] for arm, each in rows.items()]
+    whole = [row for each in rows.values() for row in each]
+    starts = [
+        over_seeds(known) if (known := [row[s] for row in whole if (s := f"{m}_at_start") in row]) else None for m in metrics
+    ]
+    if any(starts):
+        lines.insert(0, ["start", "", *(f"{start.mean:.3f}" if start else "" for start in starts)])
+    caption = "Last evaluation. Mean ± standard error over seeds."
+    return {"title": "Last evaluation", "caption": caption, "columns": ["arm", "seeds", *metrics], "rows": lines}
+
+
+def _rows_of(workdir: Path, metrics: Sequence[str]) -> dict[str, float]:
+    """The last value of everything that a run has measured. Raises UserError if a metric is missing."""
+    row = {name: value for row in read_rows(workdir / "metrics.jsonl") for name, value in row.items()}
+    if missing := [name for name in metrics if name not in row]:
+        raise UserError(f"{workdir} has no {missing[0]}; it has {', '.join(sorted(row))}")
+    return row
+
+
+def save(found: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1))
 
 
 def main(argv: list[str]) -> None:
@@ -129,9 +158,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--free", default="ppo", help="arm without a penalty, which sets the scale")
     parser.add_argument("--reward", default="eval/score")
-    parser.add_argument("--drifts", nargs="+", default=list(DRIFTS))
+    parser.add_argument("--drifts", nargs="+", default=list(DRIFTS), metavar="DRIFT[=LARGEST]")
+    parser.add_argument("--finals", nargs="+", metavar="METRIC", help="a table of last values instead of the trade-off")
     args = parser.parse_args(argv)
-    write(args.runs, args.out, args.free, args.reward, args.drifts)
+    if args.finals:
+        save(last(finished(args.runs), args.finals), args.out / "finals.table.json")
+    else:
+        write(args.runs, args.out, args.free, args.reward, args.drifts)
 
 
 if __name__ == "__main__":

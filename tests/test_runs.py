@@ -157,8 +157,7 @@ def start(args, **environment):
     )
 
 
-# The translation game's programs die there on CPU: gloo meets a program's collectives in different orders (docs/rlhf.md).
-@pytest.mark.parametrize("name", [name for name in TINY if not name.startswith("translation:")])
+@pytest.mark.parametrize("name", TINY)
 def test_two_processes_equal_one(straight, tmp_path, name):
     port = free_port()
     command = ["-m", "launch.train", "--config", TINY[name], "--workdir", str(tmp_path), "--config.mesh.fsdp=2"]

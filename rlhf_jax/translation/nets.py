@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.translation.corpus import END, PAD, START
 
@@ -189,8 +190,9 @@ def dropout(key: jax.Array | None, rate: float, x: jax.Array) -> jax.Array:
 
 
 def cast(params: Any, dtype: str) -> Any:
-    """Parameters in the compute dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    """Parameters in the compute dtype, whole on every device: gathered here once, not in every step of a scan."""
+    spread = not jax.sharding.get_abstract_mesh().empty
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x.astype(dtype), P()) if spread else x.astype(dtype), params)
 
 
 def _uniform(key: jax.Array, fan: int, shape: tuple) -> jax.Array:
@@ -211,4 +213,5 @@ def _gru(key: jax.Array, size: int, hidden: int) -> dict:
 
 
 def _table(key: jax.Array, size: int, width: int) -> jax.Array:
-    return 0.1 * jax.random.normal(key, (size, width))
+    """PyTorch's start of embeddings. With deviations of 0.1 attention forms several times later."""
+    return jax.random.normal(key, (size, width))

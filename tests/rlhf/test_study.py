@@ -45,6 +45,27 @@ def test_tables_and_plot_are_written(tmp_path):
     assert (out / "tradeoff.png").stat().st_size > 5000
 
 
+def test_largest_drift_of_the_command_line(tmp_path):
+    out = tmp_path / "out"
+    study.main([str(runs(tmp_path / "runs")), "--out", str(out), "--drifts", "eval/kl=2"])
+    rows = json.loads((out / "tradeoff-eval-kl.table.json").read_text())["rows"]
+    assert {row[0]: row[2] for row in rows} == {
+        "elastic": "0.312 ± 0.062",
+        "ppo": "0.000 ± 0.000",
+    }  # 0 below 1, .5 and .75 above
+
+
+def test_table_of_last_values(tmp_path):
+    out = tmp_path / "out"
+    study.main([str(runs(tmp_path / "runs")), "--out", str(out), "--finals", "eval/score", "eval/kl"])
+    found = json.loads((out / "finals.table.json").read_text())
+    assert found["columns"] == ["arm", "seeds", "eval/score", "eval/kl"]
+    assert found["rows"][0] == ["start", "", "0.500", "0.000"]
+    assert found["rows"][1:] == [["elastic", 2, "0.900 ± 0.000", "2.000 ± 0.000"], ["ppo", 2, "0.900 ± 0.000", "4.000 ± 0.000"]]
+    with pytest.raises(UserError, match="has no eval/exact"):
+        study.last(study.finished(tmp_path / "runs"), ["eval/exact"])
+
+
 def test_bad_runs_get_one_line(tmp_path):
     with pytest.raises(UserError, match="no finished run in <arm>/<seed>"):
         study.finished(tmp_path)
