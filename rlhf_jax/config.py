@@ -32,7 +32,9 @@ def language(method: str, task: str, model: str, **values: Any) -> ConfigDict:
     c.model = {"preset": "" if own else model, **shape, "dtype": "float32" if own else "bfloat16", "remat": not own}
     c.lora = {"rank": 0, "alpha": 32.0, "targets": ("q", "v")}  # rank 0: all weights are trained
     c.sample = {"each": 1, "prompt": 64, "response": 48, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop": True}
+    c.sample.shortest = 0  # a batch's length is drawn from here to `response`; 0: it is `response`
     c.eval = {"every": 100, "prompts": 256, "rows": 64, "temperature": 1.0}
+    c.eval.corpus = {"texts": 0, "window": 1024, "stride": 512, "style": "rl4lms"}  # perplexity of human text; 0 texts: none
     c.optim = {"lr": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "clip": None}
     c.optim.update({"schedule": "constant", "warmup": 0, "steps": 0})
     return c

@@ -1,7 +1,8 @@
 """Evaluations of language models: reward, win rate and exact match of sampled text, three drifts, sample continuations.
 
 The drifts disagree, so all are measured (docs/rlhf.md): `kl`, log(pi / pi_0) summed over a sampled response; `nll_human`, the
-policy's loss on human text; `nll_start`, the loss of its samples under the weights it started from.
+policy's loss on human completions; `nll_start`, the loss of its samples under the weights it started from. Papers that measure
+the perplexity of a whole corpus have it as `ppl_corpus` (`eval.corpus`).
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from rlhf_jax.judges import Judge, open_judge
 from rlhf_jax.models import Policy
 from rlhf_jax.tasks import Examples, Task
 from rlhf_jax.tokenisers import Tokeniser
+from training.errors import UserError
 from training.method import TrainState
 from training.metrics import Text
 from training.rng import key_for
@@ -38,6 +40,7 @@ def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable
     examples = task.splits["validation"].head(config.eval.prompts)
     sample = sampled(policy, world.how, examples, tokeniser, config.eval, world.mesh)
     human = nll_of_texts(policy, examples, tokeniser, world.how, config.eval.rows, world.mesh)
+    corpus = perplexity_of_texts(policy, task.texts["validation"], tokeniser, config.eval, world.mesh)
     judge = open_judge(config.reward, examples)
     gold = open_judge(config.gold, examples) if config.gold.kind else None
     compare = response_logps(policy, world.mesh)
@@ -54,7 +57,7 @@ def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable
         )
         prompt_length = np.concatenate(mask)[: len(texts)].sum(1) - real.sum(1)
         found = judged(texts, examples, judge, gold)
-        found |= exact(texts, examples)
+        found |= exact(texts, examples) | corpus(weights)
         found |= {
             "kl": float((np.where(real, own - theirs, 0)).sum(1).mean()),
             "nll_human": human(weights),
@@ -64,6 +67,7 @@ def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable
             "length": float(real.sum(1).mean()),
             "distinct_1": text_metrics.distinct_n(texts, 1),
             "distinct_2": text_metrics.distinct_n(texts, 2),
+            "repetition": text_metrics.repetition(texts),
         }
         return found, texts
 
@@ -123,7 +127,7 @@ def sampled(
     policy: Policy, how: rollout.Sampler, examples: Examples, tokeniser: Tokeniser, options: ConfigDict, mesh: Mesh
 ) -> Callable[[dict], tuple]:
     """weights -> (tokens [n, N], blocks of ids and mask of prompt + response, texts): one response a prompt, fixed keys."""
-    how = how._replace(samples=1, temperature=options.temperature)
+    how = how._replace(samples=1, temperature=options.temperature, shortest=0)
     blocks = blocked(data.prompt_rows(examples.prompts, tokeniser, how.lengths.prompt).arrays, options.rows)
     draw = jax.jit(lambda weights, rows, key: rollout.draw(weights, policy, rows, key, how), out_shardings=replicated(mesh))
 
@@ -171,6 +175,26 @@ def nll_of_texts(
         return float(total / count)
 
     return run
+
+
+STYLES = ("rl4lms", "stackllama")  # texts joined by blank lines, tokens weighted alike; closed by EOS, mean of windows
+
+
+def perplexity_of_texts(
+    policy: Policy, texts: list[str], tokeniser: Tokeniser, options: ConfigDict, mesh: Mesh
+) -> Callable[[dict], dict[str, float]]:
+    """weights -> {'ppl_corpus'} of the first `options.corpus.texts` texts, read as one; {} for none."""
+    corpus = options.corpus
+    if not corpus.texts:
+        return lambda weights: {}
+    if corpus.style not in STYLES:
+        raise UserError(f"eval.corpus.style {corpus.style!r} is unknown: use one of {', '.join(STYLES)}")
+    blank = corpus.style == "rl4lms"
+    ids = text_metrics.join_texts(texts[: corpus.texts], tokeniser.encode, None if blank else tokeniser.eos)
+    logps = response_logps(policy, mesh)
+    shape = {"window": corpus.window, "stride": corpus.stride, "batch": options.rows, "weighted": blank}
+    read = lambda weights: text_metrics.corpus_perplexity(ids, lambda i, m: logps(weights, i, m, 1.0), **shape)  # noqa: E731
+    return lambda weights: {"ppl_corpus": read(weights)}
 
 
 def blocked(arrays: dict[str, np.ndarray], rows: int) -> list[dict[str, np.ndarray]]:

@@ -25,7 +25,10 @@ from training.rng import key_for
 
 
 class Sampler(NamedTuple):
-    """How responses are drawn. `eos` False never stops: responses have their full length (IMDB, StackLLaMA)."""
+    """How responses are drawn. `eos` None never stops: responses have their full length (IMDB, StackLLaMA).
+
+    shortest: a batch's full length is uniform in [shortest, lengths.response] (StackLLaMA); 0: always lengths.response.
+    """
 
     samples: int
     lengths: Lengths
@@ -34,6 +37,7 @@ class Sampler(NamedTuple):
     top_p: float
     eos: int | None
     pad: int
+    shortest: int
 
 
 def sampler(options: ConfigDict, tokeniser: Tokeniser) -> Sampler:
@@ -41,7 +45,7 @@ def sampler(options: ConfigDict, tokeniser: Tokeniser) -> Sampler:
     eos = tokeniser.eos if options.stop else None
     return Sampler(
         options.each, Lengths(options.prompt, options.response), options.temperature, options.top_k, options.top_p, eos,
-        tokeniser.pad,
+        tokeniser.pad, options.shortest,
     )  # fmt: skip
 
 
@@ -53,7 +57,12 @@ def draw(params: dict, policy: Policy, prompts: dict, key: jax.Array, how: Sampl
         params, policy.cfg, ids, mask, key, max_new=how.lengths.response, temperature=how.temperature, top_k=how.top_k,
         top_p=how.top_p, eos=how.eos, pad=how.pad,
     )  # fmt: skip
-    return {"tokens": found.tokens.reshape(P, k, -1), "logps": found.logps.reshape(P, k, -1)}
+    tokens, logps = found.tokens, found.logps
+    if how.shortest:
+        length = jax.random.randint(jax.random.fold_in(key, P * k), (), how.shortest, how.lengths.response + 1)
+        short = jnp.arange(how.lengths.response) < length
+        tokens, logps = jnp.where(short, tokens, how.pad), jnp.where(short, logps, 0)
+    return {"tokens": tokens.reshape(P, k, -1), "logps": logps.reshape(P, k, -1)}
 
 
 def judged(judge: Judge, prompts: list[str], tokeniser: Tokeniser) -> Callable[[dict, dict], dict[str, np.ndarray]]:

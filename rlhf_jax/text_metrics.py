@@ -43,19 +43,9 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 def repetition(texts: Sequence[str], n: int = 4) -> float:
     """Mean over texts of 1 - distinct n-grams / n-grams of that text (seq-rep-n, Welleck et al. 2020); short texts count 0."""
-    _need(texts)
-    return float(np.mean([1 - len(set(grams)) / len(grams) if (grams := _ngrams(text, n)) else 0.0 for text in texts]))
-
-
-def mean_length(texts: Sequence[str]) -> float:
-    """Mean number of words."""
-    _need(texts)
-    return float(np.mean([len(text.split()) for text in texts]))
-
-
-def _need(texts: Sequence[str]) -> None:
     if not len(texts):
         raise UserError("there are no texts to measure: the split is empty")
+    return float(np.mean([1 - len(set(grams)) / len(grams) if (grams := _ngrams(text, n)) else 0.0 for text in texts]))
 
 
 # Perplexity of human text under the policy: a rise is drift.

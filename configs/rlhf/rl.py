@@ -107,6 +107,7 @@ def imdb(c: ConfigDict, arm: str) -> None:
     c.rl.control.update({"kind": "rl4lms", "target": 0.5})
     c.optim.update({"lr": 1e-6, "weight_decay": 1e-6, "clip": 0.5})
     c.eval.update({"every": 1, "prompts": 512})
+    c.eval.corpus.texts = 5000
     if arm != "ppo":
         c.rl.kl = 0.001
         c.rl.control.target = 1.0
@@ -116,17 +117,18 @@ def imdb(c: ConfigDict, arm: str) -> None:
 
 
 def qa(c: ConfigDict, arm: str) -> None:
-    """StackLLaMA in trl 0.4: output lengths of 32 to 128 tokens drawn a batch there, always 128 here."""
+    """StackLLaMA in trl 0.4."""
     c.update({"batch": 64 if arm == "elastic" else 32, "steps": 600})  # 16 (8) x 4 GPUs
     c.accumulate = 8
     c.lora.update({"rank": 16, "alpha": 32.0})
-    c.sample.update({"prompt": 512, "response": 128, "stop": False})
+    c.sample.update({"prompt": 512, "response": 128, "shortest": 32, "stop": False})
     c.rl.update(
         {"epochs": 4, "ratio_mode": "behaviour", "value": "head", "stop_kl": 0.15, "kl": 0.02 if arm == "elastic" else 0.2}
     )
     c.rl.control.update({"kind": "trl", "target": 6.0})
     c.optim.lr = 1.41e-5
     c.eval.update({"every": 20, "prompts": 512})
+    c.eval.corpus.update({"texts": 4000, "style": "stackllama"})
     if arm == "elastic":
         c.elastic.update({"mode": "elastic", "decay": 0.995, "every": 260, "cadence": "epoch"})
 
@@ -228,6 +230,8 @@ def tiny_arm(c: ConfigDict, arm: str) -> None:
         c.sample.each = 3
     elif arm == "lora":  # with a head for a critic, in chunks
         c.lora.rank = 4
+        c.sample.shortest = 6
+        c.eval.corpus.update({"texts": 3, "window": 16, "stride": 8, "style": "stackllama"})
         c.rl.update({"value": "head", "stop_kl": 0.5, "eos_mode": "replace", "forward_rows": 8})
         c.rl.control.kind = "trl"
     else:

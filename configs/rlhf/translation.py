@@ -89,30 +89,30 @@ def game() -> ConfigDict:
 
 
 def small(c: ConfigDict, arm: str) -> None:
-    """Half the width, 4k subwords, fewer steps at higher learning rates (translation_game_drift: sender 1e-4, receiver 1e-3).
+    """Half the width, 3k subwords, fewer steps at higher learning rates (translation_game_drift: sender 1e-4, receiver 1e-3).
 
-    A cycle of Elastic Reset weighs its own policies by 1 - decay^every = .92 in the average; the run ends in mid-cycle.
+    A cycle of Elastic Reset weighs its own policies by 1 - decay^every = .95 in the average.
     """
-    c.data.update({"bpe": 4000, "length": 32})
+    c.data.update({"bpe": 3000, "length": 24})
     c.net.update({"embed": 128, "hidden": 128})
     c.batch = 64
     c.optim.clip = 1.0
     c.log.every = 50
     if arm == "pretrain":
-        c.steps = 4000
-        c.optim.update({"lr": 2e-3, "steps": 4000})
-        c.eval.every = 1000
+        c.steps = 2500
+        c.optim.update({"lr": 2e-3, "steps": 2500})
+        c.eval.every = 500
         c.checkpoint.every = 500
     else:
-        c.message.longest = 32
-        c.steps = 2250
+        c.message.longest = 24
+        c.steps = 1200
         c.optim.lr = 1e-4
         c.optim.groups = {"value": {"match": "^value/", "lr": 1e-3}, "receiver": {"match": "^receiver/", "lr": 3e-4}}
-        c.sil.update({"play": 500, "imitate": 100})
+        c.sil.update({"play": 300, "imitate": 60})
         c.sil.optim.clip = 1.0
-        c.elastic.update({"decay": 0.995, "every": 500})
-        c.eval.update({"every": 250, "sentences": 500})
-        c.checkpoint.every = 500
+        c.elastic.update({"decay": 0.99, "every": 300})
+        c.eval.update({"every": 150, "sentences": 500})
+        c.checkpoint.every = 400
 
 
 def tiny(c: ConfigDict) -> None:

@@ -130,6 +130,20 @@ def test_lora_trains_its_matrices_alone():
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(state.params["policy"]["blocks"]["attn"]["q"]["b"]))
 
 
+def test_lengths_of_responses_are_drawn_a_batch():
+    """StackLLaMA: all responses of a batch are cut to one length in [shortest, N], and learned from up to there."""
+    run, lengths = begin("lora", sample__stop="False", sample__shortest="3"), []
+    for number in range(14):
+        state = run[2].replace(step=jnp.int32(number))
+        batch = run[1].next(state)
+        real = np.asarray(batch["logps"]) != 0
+        lengths.append(real.sum(-1).max())
+        assert (real == (np.arange(8) < lengths[-1])).all()
+    assert {3, 8} <= set(lengths) <= set(range(3, 9))
+    _, metrics, _ = step(run, batch=batch)
+    assert float(metrics["length"]) == lengths[-1]
+
+
 def test_early_stopping_leaves_the_weights_alone():
     run = begin("head", rl__stop_kl="1e-12", elastic__decay="0.9", elastic__cadence="epoch")
     state, metrics, _ = step(run)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import data, evaluate, judges, models, preferences, reward_model, sft, tokenisers, transformer
+from rlhf_jax import data, evaluate, export, hub, judges, models, preferences, reward_model, sft, tokenisers, transformer
 from rlhf_jax.tasks import Examples, open_task
 from training import config as configs
 from training.checkpoint import read_arrays
 from training.errors import UserError
 from training.metrics import read_rows
+from training.sharding import make_mesh
 from training.testing import train
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rlhf"
@@ -87,6 +88,40 @@ def test_an_rl_run_reports_reward_drifts_and_where_it_began(chain):
     assert 0 < found["score"] < 1  # a probability
     assert found["ppl_paper"] < found["ppl_response"]
     assert "before:" in found["samples"]["text"] and "after:" in found["samples"]["text"]
+
+
+def test_a_corpus_is_read_as_its_paper_reads_it(chain):
+    """Perplexity of an untrained model is near the vocabulary's size; both styles by hand."""
+    config = load("rl.py:tiny_lora")
+    task, tokeniser = models.open_data(config)
+    policy = models.Policy(config, models.model_config(config.model, tokeniser))
+    weights = policy.base()
+    mesh = make_mesh(1)
+    texts = [task.texts["validation"][0][:50], *task.texts["validation"][1:]]
+    read = lambda: evaluate.perplexity_of_texts(policy, texts, tokeniser, config.eval, mesh)(weights)  # noqa: E731
+    assert 0.8 * tokeniser.size < read()["ppl_corpus"] < 1.25 * tokeniser.size
+    with config.unlocked():
+        config.eval.corpus.update({"texts": 1, "window": 64, "style": "rl4lms"})
+    ids = np.array(tokeniser.encode(texts[0]))[None]
+    logps = transformer.token_logprobs(weights, policy.cfg, ids, np.ones_like(ids, bool))
+    assert ids.shape[1] < 64  # one window
+    assert read()["ppl_corpus"] == pytest.approx(float(jnp.exp(-logps[0, 1:].mean())), rel=1e-4)
+    with config.unlocked():
+        config.eval.corpus.style = "other"
+    with pytest.raises(UserError, match="use one of rl4lms, stackllama"):
+        read()
+
+
+def test_export_gives_a_folder_that_a_later_stage_starts_from(chain, tmp_path):
+    export.export(str(chain / "sft"), tmp_path / "sft", None, "float32")
+    export.export(str(chain / "judge"), tmp_path / "judge", None, "float32")
+    config = load("rl.py:tiny", init_from=tmp_path / "sft")
+    policy = models.Policy(config, models.model_config(config.model, models.open_data(config)[1]))
+    jax.tree.map(np.testing.assert_array_equal, policy.start(), read_arrays(str(chain / "sft"))["params"]["policy"])
+    assert hub.load(tmp_path / "judge")[1]["score"]["kernel"].shape == (32, 1)
+    assert tokenisers.load(str(tmp_path / "sft")).size == policy.cfg.vocab
+    with pytest.raises(UserError, match="a run without value"):
+        export.export(str(chain / "sft"), tmp_path / "value", "value", "float32")
 
 
 def test_a_trained_judge_scores_text_wherever_it_stands(chain):

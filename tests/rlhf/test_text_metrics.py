@@ -19,12 +19,8 @@ def test_distinct_n_over_all_texts():
 def test_repetition_inside_each_text():
     assert tm.repetition(["a b a b a", "a b c", "a"], 2) == pytest.approx((0.5 + 0 + 0) / 3)  # ab ba ab ba
     assert tm.repetition(["good good good good good good"]) == pytest.approx(2 / 3)  # three 4-grams, one distinct
-
-
-def test_mean_length_in_words():
-    assert tm.mean_length(["one  two", "", "three\nfour five six"]) == 2
     with pytest.raises(UserError, match="no texts"):
-        tm.mean_length([])
+        tm.repetition([])
 
 
 def test_exact_match_extractions():
