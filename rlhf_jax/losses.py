@@ -220,23 +220,3 @@ def _preference(loss, chosen, rejected, ref_chosen, ref_rejected, beta, tied, dr
 def best_of_n(chosen: jax.Array) -> tuple[jax.Array, Scalars]:
     """Best-of-n fine-tuning: -mean of the best samples' log-probs [P] (sums over tokens, so long answers weigh more)."""
     return -chosen.mean(), {}
-
-
-def nlpo_logits(
-    logits: jax.Array, mask_logits: jax.Array, top_p: float, *, always: tuple[int, ...] = (), min_keep: int = 1
-) -> jax.Array:
-    """NLPO (Ramamurthy et al. 2023): the policy's logits [..., V], cut to the nucleus of the mask policy's logits [..., V].
-
-    Kept are the mask policy's most likely tokens until their total reaches top_p (the one that crosses it included), at least
-    `min_keep` of them, and the ids in `always` (EOS and the like). The others get -1e9, whose log-prob is finite.
-    The mask policy is an old copy of the policy. Sampling and every PPO epoch over the same data must use the same copy, or
-    ratios of dropped tokens explode; the KL term uses the uncut logits.
-    """
-    order = jnp.argsort(-mask_logits, -1)
-    probs = jax.nn.softmax(jnp.take_along_axis(mask_logits, order, -1).astype(jnp.float32))
-    before = jnp.cumsum(probs, -1) - probs
-    kept = (before <= top_p) | (jnp.arange(probs.shape[-1]) < min_keep)
-    kept = jnp.take_along_axis(kept, jnp.argsort(order, -1), -1)
-    if always:
-        kept = kept.at[..., jnp.array(always)].set(True)
-    return jnp.where(kept, logits, -1e9)

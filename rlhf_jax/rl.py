@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from rlhf_jax import elastic, kl, losses, masks, models, rollout, transformer
+from rlhf_jax import elastic, kl, losses, masks, models, rollout, sampling, transformer
 from rlhf_jax.evaluate import evaluator
 from rlhf_jax.judges import open_judge
 from rlhf_jax.models import Policy
@@ -65,6 +65,10 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         section, _, key = name.partition(".")
         if config[section][key] not in allowed:
             raise UserError(f"{name} {config[section][key]!r} is unknown: use one of {', '.join(allowed)}")
+    if rl.limit_p and (not 0 < rl.limit_p <= 1 or rl.limit_every < 1 or rl.ratio_mode not in ("behaviour", "recompute")):
+        raise UserError(
+            "rl.limit_p (NLPO) must be in (0, 1], with limit_every of 1 or more and ratio_mode behaviour or recompute"
+        )
     if config.elastic.decay == 0 and (rl.kl_reference == "ema" or config.elastic.mode != "none"):
         raise UserError("elastic.mode and rl.kl_reference 'ema' need an average: set elastic.decay")
 
@@ -94,12 +98,17 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
 
     def averages(params: dict) -> dict:
-        """The EMA of what a reset touches, and the critic's start (its head is fresh in each run, so it must be saved)."""
+        """NLPO's older policy; the EMA of what a reset touches; the critic's start, whose head is fresh in each run."""
+        limit = {"limit": elastic.snapshot(params["policy"])} if config.rl.limit_p else {}
         if not config.elastic.decay:
-            return {}
+            return limit
         with_critic = critic and config.elastic.reset_critic
         followed = {name: params[name] for name in (("policy", "value") if with_critic else ("policy",))}
-        return {"ema": elastic.snapshot(followed), **({"value_init": elastic.snapshot(params["value"])} if with_critic else {})}
+        return {
+            **limit,
+            "ema": elastic.snapshot(followed),
+            **({"value_init": elastic.snapshot(params["value"])} if with_critic else {}),
+        }
 
     def warm(state: TrainState) -> TrainState:
         """The policy from `init_from`; the separate critic from `rl.value_from` (a reward model), else from the policy too."""
@@ -111,13 +120,19 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
         return state.replace(params=params, opt_state=tx.init(params), extra={**state.extra, **averages(params)})
 
     def step(state: TrainState, batch: dict, consts: dict) -> tuple[TrainState, dict]:
+        if config.rl.limit_p:
+            consts = {**consts, "limit": policy.weights(state.extra["limit"], consts["frozen"])}
         items, facts = prepare(state, batch, consts, world)
         state, metrics = learn(state, items, consts, world)
         state, reset = finish(state, consts, world)
         far = facts["kl_token"] if control.kind == "rl4lms" else facts["kl"]
         rows = config.batch * config.sample.each
         beta = kl.control(control.kind, state.extra["kl"], far, target=control.target, batch=rows, horizon=control.horizon)
-        state = state.replace(step=state.step + 1, extra={**state.extra, "kl": jnp.asarray(beta, jnp.float32)})
+        extra = {**state.extra, "kl": jnp.asarray(beta, jnp.float32)}
+        if config.rl.limit_p:
+            due = (state.step + 1) % config.rl.limit_every == 0
+            extra["limit"] = jax.tree.map(lambda a, b: jnp.where(due, a, b), state.params["policy"], extra["limit"])
+        state = state.replace(step=state.step + 1, extra=extra)
         return state, {**metrics, **facts, "kl_weight": beta, "reset": reset}
 
     rules = () if policy.rank else transformer.RULES
@@ -147,9 +162,9 @@ def prepare(state: TrainState, batch: dict, consts: dict, world: World) -> tuple
         flat = (x.reshape(-1, x.shape[-1]) for x in (items["ids"], items["mask"]))
         return models.in_chunks(function, rl.forward_rows, *flat).reshape(real.mask.shape)
 
-    def logps_of(trainable: Any) -> jax.Array:
+    def logps_of(trainable: Any, limit: dict | None = None) -> jax.Array:
         weights = policy.weights(trainable, consts["frozen"])
-        found = forward(lambda ids, mask: response_logprobs(weights, policy, ids, mask, N, world.how.temperature)[0])
+        found = forward(lambda ids, mask: response_logprobs(weights, world, ids, mask, N, limit)[0])
         return jnp.where(real.mask, found, 0)
 
     reference = logps_of(state.extra["ema"]["policy"] if rl.kl_reference == "ema" else consts["init"])
@@ -162,9 +177,11 @@ def prepare(state: TrainState, batch: dict, consts: dict, world: World) -> tuple
     values = forward(lambda ids, mask: critic(state.params, consts, world, ids, mask, N)) if objective.critic else None
     scored = Scored(score, old, reference, real, values)
     weight = jnp.broadcast_to(weight, old.shape if objective.critic else score.shape)
+    far = old - reference
+    if rl.limit_p:  # ratios are those of the limited policy, the KL penalty and its measure those of the whole one
+        old = logps_of(state.params["policy"], consts["limit"])
     items |= {"old": old, "weight": weight, "ref": reference, "real": real.mask}
     items |= objective.credit(scored, state.extra["kl"], rl)
-    far = old - reference
     facts |= {"kl": far.sum(-1).mean(), "kl_token": masks.masked_mean(far, real.mask), "length": real.mask.sum(-1).mean()}
     return items, facts
 
@@ -183,11 +200,22 @@ def joined(batch: dict, real: jax.Array) -> dict:
 
 
 def response_logprobs(
-    weights: dict, policy: Policy, ids: jax.Array, mask: jax.Array, N: int, temperature: float
+    weights: dict, world: World, ids: jax.Array, mask: jax.Array, N: int, limit: dict | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Tempered log p of the last N tokens, float32 [R, N], and the hidden states that predict them, [R, N, D]."""
-    hidden = transformer.hidden(weights, policy.cfg, ids, mask)[:, -N - 1 : -1]
-    return transformer.chosen_logprobs(weights, policy.cfg, hidden, ids[:, -N:], temperature), hidden
+    """Tempered log p of the last N tokens, float32 [R, N], and the hidden states that predict them, [R, N, D].
+
+    limit: weights of NLPO's older policy (Ramamurthy et al. 2023): p is that among the tokens in its nucleus. The token itself
+      always counts as one of them: rounding may have put it on the other side of the edge than in the sampler.
+    """
+    cfg, temperature, chosen = world.policy.cfg, world.how.temperature, ids[:, -N:]
+    predicting = lambda w: transformer.hidden(w, cfg, ids, mask)[:, -N - 1 : -1]  # noqa: E731
+    hidden = predicting(weights)
+    if limit is None:
+        return transformer.chosen_logprobs(weights, cfg, hidden, chosen, temperature), hidden
+    allowed = sampling.nucleus(transformer.logits(limit, cfg, predicting(limit)), world.config.rl.limit_p)
+    allowed |= chosen[..., None] == jnp.arange(allowed.shape[-1])
+    z = jnp.where(allowed, transformer.logits(weights, cfg, hidden) / (temperature + 1e-7), -jnp.inf)
+    return jnp.take_along_axis(z, chosen[..., None], -1)[..., 0] - jax.nn.logsumexp(z, -1), hidden
 
 
 def critic(params: dict, consts: dict, world: World, ids: jax.Array, mask: jax.Array, N: int) -> jax.Array:
@@ -204,7 +232,7 @@ def loss_fn(params: dict, part: dict, consts: dict, world: World) -> tuple[jax.A
     policy, rl, (p, k, N) = world.policy, world.config.rl, part["real"].shape
     ids, mask = (part[name].reshape(p * k, -1) for name in ("ids", "mask"))
     weights = policy.weights(params["policy"], consts["frozen"])
-    logps, hidden = response_logprobs(weights, policy, ids, mask, N, world.how.temperature)
+    logps, hidden = response_logprobs(weights, world, ids, mask, N, consts.get("limit"))
     values = None
     if OBJECTIVES[rl.algorithm].critic:
         shared = rl.value == "head"  # on the policy's own hidden states

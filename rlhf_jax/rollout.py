@@ -49,13 +49,15 @@ def sampler(options: ConfigDict, tokeniser: Tokeniser) -> Sampler:
     )  # fmt: skip
 
 
-def draw(params: dict, policy: Policy, prompts: dict, key: jax.Array, how: Sampler) -> dict[str, jax.Array]:
+def draw(
+    params: dict, policy: Policy, prompts: dict, key: jax.Array, how: Sampler, limit: dict | None = None, limit_p: float = 1.0
+) -> dict[str, jax.Array]:
     """{'tokens' int32 [P, k, N], 'logps' float32 [P, k, N]}: each row's randomness depends on the key and its place alone."""
     P, k = len(prompts["prompt"]), how.samples
     ids, mask = (jnp.repeat(prompts[name], k, axis=0) for name in ("prompt", "prompt_mask"))
     found = sampling.generate(
         params, policy.cfg, ids, mask, key, max_new=how.lengths.response, temperature=how.temperature, top_k=how.top_k,
-        top_p=how.top_p, eos=how.eos, pad=how.pad,
+        top_p=how.top_p, eos=how.eos, pad=how.pad, limit=limit, limit_p=limit_p,
     )  # fmt: skip
     tokens, logps = found.tokens, found.logps
     if how.shortest:
@@ -89,10 +91,12 @@ def stream(
 
     def generate(state: TrainState, batch: dict, consts: Any) -> dict:
         weights = policy.weights(state.params["policy"], consts["frozen"])
-        return draw(weights, policy, batch, key_for(state.seed, state.step, "generate"), how)
+        limit = policy.weights(state.params["limit"], consts["frozen"]) if config.rl.limit_p else None
+        return draw(weights, policy, batch, key_for(state.seed, state.step, "generate"), how, limit, config.rl.limit_p)
 
     def view(state: TrainState) -> TrainState:
-        return TrainState(state.step, state.seed, {"policy": state.params["policy"]}, None, None)
+        limit = {"limit": state.extra["limit"]} if config.rl.limit_p else {}
+        return TrainState(state.step, state.seed, {"policy": state.params["policy"], **limit}, None, None)
 
     k, N = how.samples, how.lengths.response
     shapes = {"tokens": ((k, N), np.int32), "logps": ((k, N), np.float32), "score": ((k,), np.float32), "ended": ((k,), bool)}

@@ -40,7 +40,7 @@ class _State(NamedTuple):
     token: jax.Array  # int32 [B]
     done: jax.Array  # bool [B]
     samples: Samples
-    cache: Cache
+    caches: tuple[Cache, ...]  # of the model, and of the one that limits its choice
 
 
 def generate(
@@ -58,6 +58,8 @@ def generate(
     pad: int,
     rows: jax.Array | None = None,
     min_new: int = 0,
+    limit: dict | None = None,
+    limit_p: float = 1.0,
 ) -> Samples:
     """Responses to left-padded prompts int32 [B, C] (mask bool, False = padding).
 
@@ -68,6 +70,8 @@ def generate(
       eos: token that ends a response, None for none.
       rows: numbers int32 [B] that make rows differ, default 0..B-1. Rows of equal number and prompt have equal responses.
       min_new: EOS is not drawn before that many other tokens.
+      limit, limit_p: weights of a second model of this shape. Only tokens in the nucleus `limit_p` of its softmax are drawn
+        (NLPO, Ramamurthy et al. 2023).
 
     Log-probs are those of the whole tempered softmax, as `transformer.token_logprobs` has them, whatever the filters: that is
     what losses compare them with. So with filters they are not those of the distribution drawn from.
@@ -86,22 +90,25 @@ def generate(
     rows = jnp.arange(len(prompt), dtype=jnp.int32) if rows is None else rows
     temperature = jnp.asarray(temperature, jnp.float32)
     filters = top_k, top_p, eos, min_new
-    return _generate(params, cfg, prompt, prompt_mask, key, rows, temperature, max_new, filters, pad)
+    models = (params,) if limit is None else (params, limit)
+    return _generate(models, cfg, prompt, prompt_mask, key, rows, temperature, max_new, filters, pad, limit_p)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "max_new", "filters", "pad"))
+@functools.partial(jax.jit, static_argnames=("cfg", "max_new", "filters", "pad", "limit_p"))
 def _generate(
-    params: dict, cfg: TransformerConfig, prompt: jax.Array, mask: jax.Array, key: jax.Array, rows: jax.Array,
-    temperature: jax.Array, max_new: int, filters: Filter, pad: int,
+    models: tuple[dict, ...], cfg: TransformerConfig, prompt: jax.Array, mask: jax.Array, key: jax.Array, rows: jax.Array,
+    temperature: jax.Array, max_new: int, filters: Filter, pad: int, limit_p: float,
 ) -> Samples:  # fmt: skip
     B, C = prompt.shape
     eos = filters[2]
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
-    weights = decoding.unstack(params, cfg)
+    weights = [decoding.unstack(params, cfg) for params in models]
 
-    def emit(x: jax.Array, cache: Cache, step: jax.Array, done: jax.Array, samples: Samples) -> _State:
-        """The token after hidden x [B, D]."""
-        token, logp = pick(transformer.logits(weights, cfg, x), keys, step, temperature, filters)
+    def emit(read: list[tuple[jax.Array, Cache]], step: jax.Array, done: jax.Array, samples: Samples) -> _State:
+        """The token after what each model has read: hidden [B, D] and cache."""
+        logits, *others = (transformer.logits(w, cfg, x) for w, (x, _) in zip(weights, read, strict=True))
+        allowed = nucleus(others[0], limit_p) if others else None
+        token, logp = pick(logits, keys, step, temperature, filters, allowed)
         token, logp = jnp.where(done, pad, token), jnp.where(done, 0, logp)
         at = (0, step)
         samples = Samples(
@@ -109,16 +116,17 @@ def _generate(
             jax.lax.dynamic_update_slice(samples.logps, logp[:, None], at),
             samples.length + ~done,
         )
-        return _State(step + 1, token, done if eos is None else done | (token == eos), samples, cache)
+        return _State(step + 1, token, done if eos is None else done | (token == eos), samples, tuple(c for _, c in read))
 
     def more(state: _State) -> _State:
-        x, cache = decoding.decode(weights, cfg, state.cache, state.token, C + state.step - 1)
-        return emit(x, cache, state.step, state.done, state.samples)
+        index = C + state.step - 1
+        read = [decoding.decode(w, cfg, cache, state.token, index) for w, cache in zip(weights, state.caches, strict=True)]
+        return emit(read, state.step, state.done, state.samples)
 
     empty = Samples(jnp.full((B, max_new), pad, jnp.int32), jnp.zeros((B, max_new)), jnp.zeros(B, jnp.int32))
-    state = emit(*decoding.prefill(params, cfg, prompt, mask), jnp.int32(0), jnp.zeros(B, bool), empty)
+    state = emit([decoding.prefill(p, cfg, prompt, mask) for p in models], jnp.int32(0), jnp.zeros(B, bool), empty)
     for size in sizes(C, C + max_new - 1):
-        state = state._replace(cache=decoding.grow(state.cache, size))
+        state = state._replace(caches=tuple(decoding.grow(cache, size) for cache in state.caches))
         last = size - C + 1  # tokens that this cache suffices for
         state = jax.lax.while_loop(lambda s, last=last: (s.step < last) & ~s.done.all(), more, state)
     return state.samples
@@ -135,17 +143,21 @@ def sizes(least: int, most: int) -> Iterator[int]:
 
 
 def pick(
-    logits: jax.Array, keys: jax.Array, step: jax.Array, temperature: jax.Array, filters: Filter
-) -> tuple[jax.Array, jax.Array]:
-    """logits fp32 [B, V], keys [B] -> token int32 [B], and its log p under the unfiltered tempered softmax."""
+    logits: jax.Array, keys: jax.Array, step: jax.Array, temperature: jax.Array, filters: Filter,
+    allowed: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """logits fp32 [B, V], keys [B] -> token int32 [B], and its log p under the unfiltered tempered softmax.
+
+    allowed: bool [B, V], True somewhere in each row; None: all.
+    """
     top_k, top_p, eos, min_new = filters
     z = logits / (temperature + 1e-7)
-    allowed = z
+    left = z if allowed is None else jnp.where(allowed, z, -jnp.inf)
     if eos is not None and min_new:
-        allowed = jnp.where((jnp.arange(z.shape[1]) == eos) & (step < min_new), -jnp.inf, z)
-    allowed = keep_top(allowed, top_k, top_p)
-    drawn = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, step), allowed)
-    token = jnp.where(temperature < GREEDY, allowed.argmax(-1), drawn).astype(jnp.int32)
+        left = jnp.where((jnp.arange(z.shape[1]) == eos) & (step < min_new), -jnp.inf, left)
+    left = keep_top(left, top_k, top_p)
+    drawn = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, step), left)
+    token = jnp.where(temperature < GREEDY, left.argmax(-1), drawn).astype(jnp.int32)
     return token, jnp.take_along_axis(z, token[:, None], 1)[:, 0] - jax.nn.logsumexp(z, -1)
 
 
@@ -164,6 +176,12 @@ def keep_top(z: jax.Array, top_k: int, top_p: float) -> jax.Array:
         wanted = jnp.cumsum(p, -1) - p < top_p  # the mass before a token
         least = jnp.where(wanted, best, jnp.inf).min(-1)
     return jnp.where(z < least[:, None], -jnp.inf, z)
+
+
+def nucleus(logits: jax.Array, p: float) -> jax.Array:
+    """bool [..., V]: the fewest likeliest tokens whose softmax sums to p or more."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    return (keep_top(flat, 0, p) > -jnp.inf).reshape(logits.shape)
 
 
 def draw(keys: jax.Array, z: jax.Array) -> jax.Array:

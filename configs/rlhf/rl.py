@@ -4,7 +4,7 @@
         --config.reward.run=runs/rlhf/judge --workdir runs/rlhf/elastic
 
 Variants <task>_<arm>
-    imdb_{ppo,elastic,ema,init}        GPT-2 on IMDB against distilbert-imdb (Noukhovitch et al. 2023; one accelerator)
+    imdb_{ppo,nlpo,elastic,ema,init}        GPT-2 on IMDB against distilbert-imdb (Noukhovitch et al. 2023; one accelerator)
     qa_{ppo,elastic}                   LLaMA-7B with LoRA on StackExchange (same)
     tldr_{ppo,rloo,dpo,best_of_n}      Pythia-410m on TL;DR (Noukhovitch et al. 2025)
     gsm8k_{ppo,rloo,dpo}               Rho-1B on GSM8K (same)
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.config import language, task_of, tiny
 
 PAPER = (
-    *(f"imdb_{arm}" for arm in ("ppo", "elastic", "ema", "init")),
+    *(f"imdb_{arm}" for arm in ("ppo", "nlpo", "elastic", "ema", "init")),
     *(f"qa_{arm}" for arm in ("ppo", "elastic")),
     *(f"tldr_{arm}" for arm in ("ppo", "rloo", "dpo", "best_of_n")),
     *(f"gsm8k_{arm}" for arm in ("ppo", "rloo", "dpo")),
@@ -32,7 +32,7 @@ SMALL = (
     *(f"small_proxy_{arm}" for arm in ("ppo", "rloo", "dpo", "best_of_n")),
     *(f"small_arithmetic_{arm}" for arm in ("ppo", "rloo", "dpo")),
 )
-TINY = ("tiny", "tiny_dpo", "tiny_lora")
+TINY = ("tiny", "tiny_dpo", "tiny_lora")  # 'tiny_lora' with NLPO
 VARIANTS = (*PAPER, *SMALL, *TINY)
 
 MODELS = {"imdb": "gpt2", "qa": "llama-7b", "tldr": "pythia-410m", "gsm8k": "rho-1b", "chat": "llama-3.1-8b"}
@@ -89,6 +89,8 @@ def start(task: str, model: str) -> ConfigDict:
         "stop_kl": 0.0,  # 0 = never
         "beta": 0.1,  # of DPO and IPO
         "drop_ties": False,
+        "limit_p": 0.0,  # NLPO: actions are the tokens in this nucleus of an older policy, which is renewed
+        "limit_every": 50,  # after so many iterations; 0.0: all tokens
     }
     c.elastic = {"mode": "none", "decay": 0.0, "every": 0, "at_zero": False, "cadence": "iteration"}
     c.elastic.update({"reset_opt": False, "reset_critic": False})
@@ -108,7 +110,10 @@ def imdb(c: ConfigDict, arm: str) -> None:
     c.optim.update({"lr": 1e-6, "weight_decay": 1e-6, "clip": 0.5})
     c.eval.update({"every": 1, "prompts": 512})
     c.eval.corpus.texts = 5000
-    if arm != "ppo":
+    if arm == "nlpo":
+        c.rl.update({"kl": 1.0, "limit_p": 0.9})
+        c.rl.control.target = 1.0
+    elif arm != "ppo":
         c.rl.kl = 0.001
         c.rl.control.target = 1.0
         c.rl.kl_reference = "ema"  # separate_ema_model: false in the released configs
@@ -231,6 +236,7 @@ def tiny_arm(c: ConfigDict, arm: str) -> None:
     elif arm == "lora":  # with a head for a critic, in chunks
         c.lora.rank = 4
         c.sample.shortest = 6
+        c.rl.update({"limit_p": 0.9, "limit_every": 2})
         c.eval.corpus.update({"texts": 3, "window": 16, "stride": 8, "style": "stackllama"})
         c.rl.update({"value": "head", "stop_kl": 0.5, "eos_mode": "replace", "forward_rows": 8})
         c.rl.control.kind = "trl"

@@ -378,26 +378,6 @@ def test_ratio_mode_mistakes():
         losses.ratio_mode("tis", jnp.zeros(1))
 
 
-def test_nlpo_logits():
-    mask_probs = np.array([[0.1, 0.5, 0.05, 0.35], [0.25, 0.3, 0.05, 0.4]])
-    logits = draw(45, 2, 4)
-
-    def kept(**options):
-        return run(lambda x: losses.nlpo_logits(x, jnp.log(mask_probs), **options), logits) == logits
-
-    np.testing.assert_array_equal(kept(top_p=0.6), [[0, 1, 0, 1], [0, 1, 0, 1]])
-    np.testing.assert_array_equal(kept(top_p=0.9), [[1, 1, 0, 1], [1, 1, 0, 1]])
-    np.testing.assert_array_equal(kept(top_p=0.0), [[0, 1, 0, 0], [0, 0, 0, 1]])  # never empty
-    np.testing.assert_array_equal(kept(top_p=0.0, always=(0, 2)), [[1, 1, 1, 0], [1, 0, 1, 1]])
-    np.testing.assert_array_equal(kept(top_p=0.0, min_keep=3), [[1, 1, 0, 1], [1, 1, 0, 1]])
-
-    def log_probs(x):
-        return jax.nn.log_softmax(losses.nlpo_logits(x, jnp.log(mask_probs), 0.6)).sum()
-
-    value, gradient = run(jax.value_and_grad(log_probs), logits)
-    assert np.isfinite(value) and np.isfinite(gradient).all()
-
-
 def test_losses_over_a_population_and_devices():
     """vmap over seeds and rows sharded over devices change nothing."""
     logp, old, adv = draw(46, 2, 8, 4, scale=0.3), draw(47, 2, 8, 4, scale=0.3), draw(48, 2, 8, 4)

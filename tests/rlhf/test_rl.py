@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import masks, rl
+from rlhf_jax import masks, models, rl, rollout, transformer
 from training import config as configs
 from training.errors import UserError
 from training.sharding import make_mesh
@@ -144,6 +144,45 @@ def test_lengths_of_responses_are_drawn_a_batch():
     assert float(metrics["length"]) == lengths[-1]
 
 
+PLACES = (lambda s: s.params["policy"], lambda s: s.extra["limit"])
+
+
+def test_nlpo_renews_its_limit_and_keeps_ratios_of_one():
+    once = {"rl__epochs": 1, "rl__minibatches": 1, "rl__stop_kl": 0.0, "optim__lr": "1e-2"}
+    run = begin("lora", rl__limit_p=0.5, rl__limit_every=3, **once)
+    own, limit = (lambda s, place=place: np.asarray(place(s)["blocks"]["attn"]["q"]["b"]) for place in PLACES)
+    state = run[2]
+    for number in range(4):
+        before = state
+        state, metrics, _ = step(run, before)
+        assert abs(float(metrics["ratio"]) - 1) < 1e-4  # before the only update, though the policy has left its limit
+        wanted = own(state) if number == 2 else limit(before)
+        np.testing.assert_array_equal(limit(state), wanted)
+    assert np.abs(own(state) - limit(state)).max() > 0
+
+
+def test_log_probs_within_a_nucleus_against_numpy():
+    config = load("lora", rl__limit_p=0.5)
+    _, tokeniser = models.open_data(config)
+    policy = models.Policy(config, models.model_config(config.model, tokeniser))
+    world = rl.World(config, policy, rollout.sampler(config.sample, tokeniser), None, make_mesh(1))
+    ids = np.random.default_rng(0).integers(2, 300, (2, 16)).astype(np.int32)
+    mask = np.ones_like(ids, bool)
+    weights, limit = policy.base(), transformer.init(jax.random.key(5), policy.cfg)
+    found = np.asarray(rl.response_logprobs(weights, world, ids, mask, 8, limit)[0])
+    for row in range(2):
+        z, older = (
+            np.asarray(transformer.logits(w, policy.cfg, transformer.hidden(w, policy.cfg, ids, mask)))[row, 7:-1]
+            for w in (weights, limit)
+        )
+        for t in range(8):
+            order = np.argsort(-older[t])
+            p = np.exp(older[t][order]) / np.exp(older[t]).sum()
+            kept = set(order[: int(np.searchsorted(np.cumsum(p), 0.5)) + 1]) | {ids[row, 8 + t]}
+            total = np.log(sum(np.exp(z[t][i] / config.sample.temperature) for i in kept))
+            assert found[row, t] == pytest.approx(z[t][ids[row, 8 + t]] / config.sample.temperature - total, abs=1e-3)
+
+
 def test_early_stopping_leaves_the_weights_alone():
     run = begin("head", rl__stop_kl="1e-12", elastic__decay="0.9", elastic__cadence="epoch")
     state, metrics, _ = step(run)
@@ -189,6 +228,7 @@ def test_a_toy_reward_is_learned():
     [
         ("ppo", {"rl__algorithm": "grpo"}, "rl.algorithm 'grpo' is unknown"),
         ("dpo", {"sample__each": 1}, "set sample.each to 2 or more"),
+        ("ppo", {"rl__limit_p": 1.5}, "rl.limit_p .NLPO. must be in"),
         ("ppo", {"rl__minibatches": 3}, "does not split into 3 minibatches"),
         ("ppo", {"rl__ratio_mode": "stale"}, "rl.ratio_mode 'stale' is unknown"),
         ("ppo", {"elastic__mode": "elastic"}, "set elastic.decay"),

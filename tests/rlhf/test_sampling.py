@@ -317,6 +317,21 @@ def test_filtered_tokens_are_never_drawn_but_the_log_probs_are_unfiltered():
     np.testing.assert_allclose(found.logps, learned(GPT2, found, 1.0, prompt, mask), atol=1e-4)
 
 
+def test_a_second_model_limits_the_choice():
+    """NLPO: a nucleus of the older policy, not of the one that samples; log-probs stay whole."""
+    n, older = 300, jax.tree.map(lambda x: x + 0.3, weights(GPT2))
+    older = {**older, "embed": jax.tree.map(lambda x: x[::-1], weights(GPT2)["embed"])}
+    prompt, mask = (np.repeat(x[:1], n, 0) for x in (PROMPT, MASK))
+    found = sample(prompt=prompt, mask=mask, eos=None, limit=older, limit_p=0.6)
+    ids, real = np.concatenate([prompt, found.tokens], 1), np.ones((n, C + N), bool)
+    x = jax.jit(transformer.hidden, static_argnames="cfg")(older, GPT2, ids, real)[:, C - 1 : -1]
+    z = np.asarray(transformer.logits(older, GPT2, x))
+    kept = np.array([[reference(row, 0, 0.6) for row in rows] for rows in z])
+    assert np.take_along_axis(kept, found.tokens[..., None], 2).mean() > 0.999  # rounding may move an edge
+    assert len(set(found.tokens[:, 0])) == kept[0, 0].sum() > 1
+    np.testing.assert_allclose(found.logps, learned(GPT2, found, 1.0, prompt, mask), atol=1e-4)
+
+
 @pytest.mark.parametrize("size", (1, 2, 9, 10, 101))
 def test_two_stage_draws_follow_the_softmax(size):
     n = 20_000
