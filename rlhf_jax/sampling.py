@@ -22,7 +22,7 @@ from training.errors import UserError
 GREEDY = 1e-4  # temperatures below take the likeliest token
 SMALLEST = 64  # size of the first cache
 
-Filter = tuple[int, float, int | None, int]  # top_k, top_p, eos, min_new
+Filter = tuple[int, float, int | None, int, int]  # top_k, top_p, eos, min_new, pad
 
 
 class Samples(NamedTuple):
@@ -68,6 +68,7 @@ def generate(
       temperature: logits are divided by temperature + 1e-7; 0 is greedy.
       top_k, top_p: draw among the k likeliest tokens, and of these among the fewest that have mass p (0 and 1: all of them).
       eos: token that ends a response, None for none.
+      pad: filler after the end, which is never drawn.
       rows: numbers int32 [B] that make rows differ, default 0..B-1. Rows of equal number and prompt have equal responses.
       min_new: EOS is not drawn before that many other tokens.
       limit, limit_p: weights of a second model of this shape. Only tokens in the nucleus `limit_p` of its softmax are drawn
@@ -89,18 +90,18 @@ def generate(
         )
     rows = jnp.arange(len(prompt), dtype=jnp.int32) if rows is None else rows
     temperature = jnp.asarray(temperature, jnp.float32)
-    filters = top_k, top_p, eos, min_new
+    filters = top_k, top_p, eos, min_new, pad
     models = (params,) if limit is None else (params, limit)
-    return _generate(models, cfg, prompt, prompt_mask, key, rows, temperature, max_new, filters, pad, limit_p)
+    return _generate(models, cfg, prompt, prompt_mask, key, rows, temperature, max_new, filters, limit_p)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "max_new", "filters", "pad", "limit_p"))
+@functools.partial(jax.jit, static_argnames=("cfg", "max_new", "filters", "limit_p"))
 def _generate(
     models: tuple[dict, ...], cfg: TransformerConfig, prompt: jax.Array, mask: jax.Array, key: jax.Array, rows: jax.Array,
-    temperature: jax.Array, max_new: int, filters: Filter, pad: int, limit_p: float,
+    temperature: jax.Array, max_new: int, filters: Filter, limit_p: float,
 ) -> Samples:  # fmt: skip
     B, C = prompt.shape
-    eos = filters[2]
+    *_, eos, _, pad = filters
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
     weights = [decoding.unstack(params, cfg) for params in models]
 
@@ -150,11 +151,13 @@ def pick(
 
     allowed: bool [B, V], True somewhere in each row; None: all.
     """
-    top_k, top_p, eos, min_new = filters
-    z = logits / (temperature + 1e-7)
-    left = z if allowed is None else jnp.where(allowed, z, -jnp.inf)
+    top_k, top_p, eos, min_new, pad = filters
+    z, ids = logits / (temperature + 1e-7), jnp.arange(logits.shape[1])
+    left = jnp.where(ids == pad, -jnp.inf, z)
+    if allowed is not None:
+        left = jnp.where(allowed, left, -jnp.inf)
     if eos is not None and min_new:
-        left = jnp.where((jnp.arange(z.shape[1]) == eos) & (step < min_new), -jnp.inf, left)
+        left = jnp.where((ids == eos) & (step < min_new), -jnp.inf, left)
     left = keep_top(left, top_k, top_p)
     drawn = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, step), left)
     token = jnp.where(temperature < GREEDY, left.argmax(-1), drawn).astype(jnp.int32)

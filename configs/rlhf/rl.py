@@ -205,7 +205,7 @@ def small_imdb(c: ConfigDict, arm: str) -> None:
 def small_proxy(c: ConfigDict, arm: str) -> None:
     """TL;DR of two cores: a proxy of a gold judge, one update a step on 128 completions, KL and beta as there."""
     alone = arm == "ppo"
-    c.update({"batch": 128 if alone else 64, "steps": 256})
+    c.update({"batch": 128 if alone else 64, "steps": 128})
     c.sample.update({"stop": False, "each": 1 if alone else 2})
     c.gold.kind = "lexicon"
     c.rl.update({"algorithm": arm, "ratio_mode": "behaviour"})
