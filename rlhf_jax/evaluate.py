@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlhf_jax.rl import World
 
 SHOWN = 6  # continuations in the report
+COUNTED = 50_000  # examples whose tokens are counted for comparison
 
 
 def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable[[], Any]) -> Callable[[TrainState, int], dict]:
@@ -87,17 +88,22 @@ def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable
 def held_out(
     config: ConfigDict, policy: Policy, task: Task, tokeniser: Tokeniser, consts: Callable[[], Any], mesh: Mesh
 ) -> Callable[[TrainState, int], dict]:
-    """An `Eval.run` of supervised fine-tuning: loss on the validation split, exact match where it has answers, samples."""
+    """An `Eval.run` of supervised fine-tuning: loss on the validation split, exact match where it has answers, samples.
+
+    Beside the loss stands what counting tokens and pairs of tokens of the training split gives.
+    """
     examples = task.splits["validation"].head(config.eval.prompts)
     how = rollout.sampler(config.sample, tokeniser)
     human = nll_of_texts(policy, examples, tokeniser, how, config.eval.rows, mesh)
     sample = sampled(policy, how, examples, tokeniser, config.eval, mesh)
+    train, held = (data.pieces(x.prompts, x.references, tokeniser, how.lengths) for x in (task.splits["train"].head(COUNTED), examples))
+    floor = text_metrics.ngram_nll(train, held, policy.cfg.vocab)
 
     def run(state: TrainState, step: int) -> dict[str, Any]:
         weights = policy.weights(state.params["policy"], consts()["frozen"])
         *_, texts = sample(weights)
         shown = show(examples.prompts, {"sample": texts})
-        return {"nll_human": human(weights), **exact(texts, examples), "samples": Text(shown)}
+        return {"nll_human": human(weights), **floor, **exact(texts, examples), "samples": Text(shown)}
 
     return run
 

@@ -112,6 +112,34 @@ def _spans(size: int, window: int, stride: int) -> Iterator[tuple[int, int, int]
         scored = stop
 
 
+PRIORS = (1, 10, 100, 1000, 10000)  # tokens' worth of the unigram in a bigram
+
+
+def ngram_nll(train: dict[str, np.ndarray], held: dict[str, np.ndarray], vocab: int) -> dict[str, float]:
+    """What counting gives, as a floor for models: {'nll_unigram', 'nll_bigram'} of the held-out tokens, nats a token.
+
+    Unigrams are counted from 1 on; a bigram is (count of the pair + k p(token)) / (count of the first + k), with the k of
+    `PRIORS` that is best on the held-out tokens themselves.
+
+    Args:
+      train, held: as `data.pieces` makes them; tokens with 'loss' are counted and scored.
+    """
+
+    def pairs(part: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        scored = part["loss"][:, 1:]
+        return part["ids"][:, :-1][scored].astype(np.int64), part["ids"][:, 1:][scored].astype(np.int64)
+
+    (before, token), (held_before, held_token) = pairs(train), pairs(held)
+    unigram = np.bincount(token, minlength=vocab) + 1.0
+    p = (unigram / unigram.sum())[held_token]
+    codes, counts = np.unique(before * vocab + token, return_counts=True)
+    place = np.searchsorted(codes, wanted := held_before * vocab + held_token).clip(max=len(codes) - 1)
+    seen = np.where(codes[place] == wanted, counts[place], 0)
+    first = np.bincount(before, minlength=vocab)[held_before]
+    bigram = min(-np.log((seen + k * p) / (first + k)).mean() for k in PRIORS)
+    return {"nll_unigram": float(-np.log(p).mean()), "nll_bigram": float(bigram)}
+
+
 # Perplexity of generated text under the SFT model: the "KL" axis of Noukhovitch et al. 2025.
 
 

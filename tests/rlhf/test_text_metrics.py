@@ -23,6 +23,17 @@ def test_repetition_inside_each_text():
         tm.repetition([])
 
 
+def test_counts_of_tokens_and_pairs():
+    """Tokens 0, 1, 2: train 0 1, 0 1, 0 2 (the first of each row is not scored), held-out 0 1, 1 2."""
+    train = {"ids": np.array([[0, 1], [0, 1], [0, 2]]), "loss": np.array([[False, True]] * 3)}
+    held = {"ids": np.array([[0, 1], [1, 2]]), "loss": np.array([[False, True]] * 2)}
+    found = tm.ngram_nll(train, held, 3)
+    p = np.array([1, 3, 2]) / 6
+    assert found["nll_unigram"] == pytest.approx(-np.log(p[[1, 2]]).mean())
+    best = min(-(np.log((2 + k * p[1]) / (3 + k)) + np.log(p[2])) / 2 for k in tm.PRIORS)  # nothing follows 1 in train
+    assert found["nll_bigram"] == pytest.approx(best)
+
+
 def test_exact_match_extractions():
     assert tm.exact_match([" 12 ", "12.", ""], ["12", "12", ""]).tolist() == [1, 0, 0]
     assert tm.exact_match(["#### 1,2 x", "12"], ["12", "12"], "hashes").tolist() == [1, 0]
