@@ -96,7 +96,8 @@ def held_out(
     how = rollout.sampler(config.sample, tokeniser)
     human = nll_of_texts(policy, examples, tokeniser, how, config.eval.rows, mesh)
     sample = sampled(policy, how, examples, tokeniser, config.eval, mesh)
-    train, held = (data.pieces(x.prompts, x.references, tokeniser, how.lengths) for x in (task.splits["train"].head(COUNTED), examples))
+    some = task.splits["train"].head(COUNTED)
+    train, held = (data.pieces(x.prompts, x.references, tokeniser, how.lengths) for x in (some, examples))
     floor = text_metrics.ngram_nll(train, held, policy.cfg.vocab)
 
     def run(state: TrainState, step: int) -> dict[str, Any]:
