@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Experiment E6: language drift in the translation game, three seeds: a pretraining run each, then every arm from it.
+# Experiment E6: language drift in the translation game: one pretrained pair, every arm from it with three seeds. Resumable.
 #   QUINTET_DATA=DATA results/rlhf/translation/run.sh RUNS
 set -euo pipefail
 source "$(dirname "$0")/../queue.sh"
-for seed in 0 1 2; do
-  train "pretrain/$seed" translation.py:small_pretrain --config.seed="$seed"
-done
-for seed in 0 1 2; do
-  need "pretrain/$seed" translation.py:small_pretrain --config.seed="$seed"
-  for arm in frozen reinforce kl multitask s2p sil elastic gumbel; do
-    train "$arm/$seed" "translation.py:small_$arm" --config.seed="$seed" --config.init_from="$runs/pretrain/$seed"
+need pretrain translation.py:small_pretrain
+for arms in "frozen reinforce kl s2p elastic" "multitask sil gumbel"; do
+  for seed in 0 1 2; do
+    for arm in $arms; do
+      train "game/$arm/$seed" "translation.py:small_$arm" --config.seed="$seed" --config.init_from="$runs/pretrain"
+    done
   done
 done
