@@ -1,6 +1,4 @@
-"""Human-normalised scores on Atari 100k, and how they are put together over games (docs/sgi.md, Protocol)."""
-
-from collections.abc import Mapping, Sequence
+"""Human-normalised scores on Atari 100k (docs/sgi.md, Protocol); study.py puts them together over games."""
 
 import numpy as np
 
@@ -57,45 +55,3 @@ def iqm(values) -> float:
     index, quarter = np.arange(len(ordered)), len(ordered) / 4
     inside = np.clip(np.minimum(index + 1, 3 * quarter) - np.maximum(index, quarter), 0, None)
     return float(ordered @ inside / inside.sum())
-
-
-def aggregate(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """{game: raw mean score of each run} -> human-normalised aggregates.
-
-    mean, median   over games, of the mean over a game's runs (the published tables)
-    iqm_runs       interquartile mean over all runs of all games (Agarwal et al. 2021); a game with more runs weighs more
-    iqm_games      interquartile mean over the games' means. Tables mix the two up: SPR has 0.337 and 0.407
-    above_human, above_random, games    numbers of games, by their means
-    """
-    normalised = _normalised(runs)
-    means = np.array([values.mean() for values in normalised])
-    return {
-        "mean": float(means.mean()),
-        "median": float(np.median(means)),
-        "iqm_runs": iqm(np.concatenate(normalised)),
-        "iqm_games": iqm(means),
-        "above_human": int((means > 1).sum()),
-        "above_random": int((means > 0).sum()),
-        "games": len(means),
-    }
-
-
-def interval(
-    runs: Mapping[str, Sequence[float]], statistic: str = "iqm_runs", *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Stratified bootstrap interval of one of `aggregate`'s numbers: runs are drawn again within each game.
-
-    It speaks of the spread over runs of these games, not over games. With a single run of each game it has no width.
-    """
-    rng = np.random.default_rng(seed)
-    values = [
-        aggregate({game: rng.choice(scores, len(scores)) for game, scores in runs.items()})[statistic] for _ in range(draws)
-    ]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _normalised(runs):
-    if not runs or not all(len(scores) for scores in runs.values()):
-        raise UserError("no scores to put together: every game needs at least one finished run")
-    return [human_normalised(game, np.asarray(scores, float)) for game, scores in runs.items()]

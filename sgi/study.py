@@ -1,0 +1,182 @@
+"""Fine-tuning runs put together over games, beside published numbers: tables for launch.report, and performance profiles.
+
+    python -m sgi.study RUNS --out results/sgi/atari100k [--metric eval/score]
+
+RUNS holds workdirs <arm>/<anything>: the game and the seed come from their configs. An arm needs as many finished runs of each
+of its games. Statistics and their 95 % stratified bootstrap intervals are rliable's (Agarwal et al. 2021): runs are drawn again
+within each game, so an interval speaks of other seeds of these games, not of other games.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rliable import library, metrics
+
+from launch.cli import guarded
+from sgi.atari import display_name
+from sgi.scores import human_normalised, iqm
+from training.config import load_saved
+from training.errors import UserError
+from training.metrics import read_rows
+
+# human-normalised scores [runs, games] -> number
+STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
+    "median": metrics.aggregate_median,  # over games, of the mean over runs
+    "mean": metrics.aggregate_mean,
+    "iqm_runs": metrics.aggregate_iqm,  # over all runs of all games
+    "iqm_games": lambda x: iqm(x.mean(0)),  # over games, of the mean over runs: the other thing that tables call IQM
+    "optimality_gap": metrics.aggregate_optimality_gap,  # how far below a human, 0 where better
+}
+COUNTS = {"above_human": 1.0, "above_random": 0.0}  # numbers of games with a mean above
+DRAWS, PAIR_DRAWS = 2000, 1000
+PUBLISHED = Path(__file__).with_name("published.json")
+
+Arms = dict[str, dict[str, list[float]]]  # arm -> game -> scores by seed
+
+
+def published() -> dict[str, Any]:
+    """{'aggregates': rows of published statistics, 'games': {method: {'source', 'scores': {game: [mean, sd]}}}}."""
+    return json.loads(PUBLISHED.read_text("utf-8"))
+
+
+def gather(runs: Path, metric: str) -> Arms:
+    """Last value of `metric` of every finished run below `runs`/<arm>. Raises UserError for none, or the same seed twice."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for path in sorted(runs.glob("*/**/run.json")):
+        arm, workdir = path.relative_to(runs).parts[0], path.parent
+        if json.loads(path.read_text()).get("status") != "done":
+            print(f"left out: {workdir} is not finished")
+            continue
+        values = [row[metric] for row in read_rows(workdir / "metrics.jsonl") if metric in row]
+        config = load_saved(str(workdir))
+        if not values or "env" not in config:
+            raise UserError(f"{workdir} has no {metric}: only fine-tuning runs with an evaluation can be put together")
+        seeds = found.setdefault(arm, {}).setdefault(display_name(config.env.game), {})
+        if config.seed in seeds:
+            raise UserError(f"{workdir}: seed {config.seed} of this game and arm is there twice; keep one")
+        seeds[config.seed] = values[-1]
+    if not found:
+        raise UserError(f"{runs} holds no finished run in <arm>/...: train some first")
+    return {arm: {game: [s[k] for k in sorted(s)] for game, s in sorted(games.items())} for arm, games in found.items()}
+
+
+def matrix(arm: str, games: Mapping[str, list[float]]) -> np.ndarray:
+    """Human-normalised scores [runs, games]. Raises UserError unless every game has as many runs."""
+    counts = {game: len(scores) for game, scores in games.items()}
+    if len(set(counts.values())) > 1:
+        few, many = min(counts, key=counts.get), max(counts, key=counts.get)
+        raise UserError(f"arm {arm} has {counts[few]} runs of {few} and {counts[many]} of {many}: finish the missing ones")
+    return np.stack([human_normalised(game, np.array(scores, float)) for game, scores in games.items()], 1)
+
+
+def aggregates(arms: Mapping[str, np.ndarray], draws: int = DRAWS) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """arm -> statistic -> (value, low, high). A single run of each game has an interval without width."""
+    together = lambda x: np.array([statistic(x) for statistic in STATISTICS.values()])  # noqa: E731
+    points, intervals = library.get_interval_estimates(dict(arms), together, reps=draws, random_state=np.random.RandomState(0))
+    return {
+        arm: {name: tuple(map(float, (points[arm][i], *intervals[arm][:, i]))) for i, name in enumerate(STATISTICS)}
+        for arm in arms
+    }
+
+
+def improvement(arms: Mapping[str, np.ndarray], draws: int = PAIR_DRAWS) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """(a, b) -> probability that a run of a beats one of b on a game drawn at random: (value, low, high). Same games only."""
+    pairs = {f"{a}\n{b}": (arms[a], arms[b]) for a, b in itertools.combinations(arms, 2)}
+    if not pairs:
+        return {}
+    points, intervals = library.get_interval_estimates(
+        pairs, metrics.probability_of_improvement, reps=draws, random_state=np.random.RandomState(0)
+    )
+    return {tuple(k.split("\n")): tuple(map(float, (points[k], *np.ravel(intervals[k])))) for k in pairs}
+
+
+def aggregate_table(arms: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Ours with intervals, then what others published."""
+    names = [*STATISTICS, *COUNTS]
+    rows = []
+    for arm, values in aggregates(arms).items():
+        means = arms[arm].mean(0)
+        counts = [int((means > least).sum()) for least in COUNTS.values()]
+        rows.append([arm, "{} x {}".format(*arms[arm].shape), *(show(values[s]) for s in STATISTICS), *counts, "ours"])
+    for row in published()["aggregates"]:
+        rows.append([row["method"], "26 games", *(row.get(name, "") for name in names), row["source"]])
+    caption = (
+        "Human-normalised, with 95 % stratified bootstrap intervals. Published rows are of all 26 games, most at 100k steps."
+    )
+    return {"title": "Atari 100k", "caption": caption, "columns": ["arm", "runs x games", *names, "source"], "rows": rows}
+
+
+def game_table(arms: Arms) -> dict[str, Any]:
+    """Raw scores of each game, mean ± standard deviation over runs."""
+    others = published()["games"]
+    games = sorted({game for found in arms.values() for game in found})
+    spread = lambda x: f"{np.mean(x):.1f}" + (f" ± {np.std(x, ddof=1):.1f}" if len(x) > 1 else "")  # noqa: E731
+    rows = []
+    for game in games:
+        ours = [spread(found[game]) if game in found else "" for found in arms.values()]
+        theirs = ["{} ± {}".format(*method["scores"][game]) if game in method["scores"] else "" for method in others.values()]
+        rows.append([game, *ours, *theirs])
+    caption = "; ".join(f"{name}: {method['source']}" for name, method in others.items())
+    return {"title": "Scores by game", "caption": f"Mean ± sd. {caption}.", "columns": ["game", *arms, *others], "rows": rows}
+
+
+def improvement_table(found: Mapping[tuple[str, str], tuple[float, float, float]]) -> dict[str, Any]:
+    rows = [[a, b, show(values)] for (a, b), values in found.items()]
+    caption = "Probability that a run of the first beats a run of the second on a game drawn at random; 95 % interval."
+    return {"title": "Probability of improvement", "caption": caption, "columns": ["arm", "over", "P"], "rows": rows}
+
+
+def profile(arms: Mapping[str, np.ndarray], path: Path) -> None:
+    """Share of runs with a human-normalised score above tau, for each tau (a performance profile), with 95 % bands."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    top = max(2.0, *(float(np.quantile(x, 0.95)) for x in arms.values()))
+    taus = np.linspace(0, top, 81)
+    shares, bands = library.create_performance_profile(dict(arms), taus, reps=DRAWS)
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for arm in arms:
+        (line,) = axis.plot(taus, shares[arm], label=arm)
+        axis.fill_between(taus, *bands[arm], color=line.get_color(), alpha=0.15, lw=0)
+    axis.set(xlabel="human-normalised score τ", ylabel="share of runs above τ", ylim=(0, 1), xlim=(0, top))
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def show(value: tuple[float, float, float]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*value)
+
+
+def write(runs: Path, out: Path, metric: str) -> None:
+    """All tables and the profile into `out`. Pairs of arms are compared if they have the same games."""
+    arms = gather(runs, metric)
+    values = {arm: matrix(arm, games) for arm, games in arms.items()}
+    tables = {"1-aggregates": aggregate_table(values), "2-games": game_table(arms)}
+    if len({tuple(games) for games in arms.values()}) == 1 and len(arms) > 1:
+        tables["3-improvement"] = improvement_table(improvement(values))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, found in tables.items():
+        (out / f"{name}.table.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    profile(values, out / "profile.png")
+    print(f"{sum(x.size for x in values.values())} runs of {len(arms)} arms: tables and profile in {out}")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sgi.study", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--metric", default="eval/score")
+    args = parser.parse_args(argv)
+    write(args.runs, args.out, args.metric)
+
+
+if __name__ == "__main__":
+    guarded(main)
