@@ -26,6 +26,11 @@ def kernel_init(std: float | None, fan_in: int):
     return uniform_init(fan_in) if std is None else nn.initializers.normal(std)
 
 
+def inits(xavier: bool, fan_in: int):
+    """Initialisers of kernel and bias: PyTorch's default, or Xavier's uniform and 0 (Dopamine)."""
+    return (nn.initializers.xavier_uniform(), nn.initializers.zeros) if xavier else (uniform_init(fan_in),) * 2
+
+
 def at_least_fp32(x):
     """bfloat16 and integers to float32; float64 stays."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -106,35 +111,40 @@ class Dense(nn.Module):
     features: int
     std: float | None = None
     dtype: Any = jnp.float32
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, x):
         fan_in = x.shape[-1]
-        kernel = self.param("kernel", kernel_init(self.std, fan_in), (fan_in, self.features))
-        bias = self.param("bias", uniform_init(fan_in), (self.features,))
+        weights, biases = (
+            inits(self.xavier, fan_in) if self.std is None else (kernel_init(self.std, fan_in), uniform_init(fan_in))
+        )
+        kernel = self.param("kernel", weights, (fan_in, self.features))
+        bias = self.param("bias", biases, (self.features,))
         flat = x.reshape(-1, fan_in).astype(self.dtype)  # a product with more axes has a far slower backward pass on the CPU
         return (flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
 
 
 class Conv(nn.Module):
-    """Square convolution, x [B, H, W, I] -> [B, H', W', O]. kernel [size, size, I, O], bias [O]."""
+    """Square convolution, x [B, H, W, I] -> [B, H', W', O]. kernel [size, size, I, O], bias [O]. padding: pixels, or 'SAME'."""
 
     features: int
     size: int
     stride: int = 1
-    padding: int = 0
+    padding: int | str = 0
     dtype: Any = jnp.float32
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, x):
-        fan_in = self.size**2 * x.shape[-1]
-        kernel = self.param("kernel", uniform_init(fan_in), (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", uniform_init(fan_in), (self.features,))
+        weights, biases = inits(self.xavier, self.size**2 * x.shape[-1])
+        kernel = self.param("kernel", weights, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", biases, (self.features,))
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
-            ((self.padding, self.padding),) * 2,
+            self.padding if isinstance(self.padding, str) else ((self.padding, self.padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return y + bias.astype(self.dtype)
@@ -221,13 +231,15 @@ class NoisyDense(nn.Module):
     features: int
     std: float
     dtype: Any = jnp.float32
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, x, key=None):
         fan_in, features = x.shape[-1], self.features
         constant = nn.initializers.constant
-        kernel = self.param("kernel", uniform_init(fan_in), (fan_in, features))
-        bias = self.param("bias", uniform_init(fan_in), (features,))
+        weights, biases = inits(self.xavier, fan_in)
+        kernel = self.param("kernel", weights, (fan_in, features))
+        bias = self.param("bias", biases, (features,))
         kernel_sigma = self.param("kernel_sigma", constant(self.std * fan_in**-0.5), (fan_in, features))
         bias_sigma = self.param("bias_sigma", constant(self.std * features**-0.5), (features,))
         if key is not None:

@@ -4,11 +4,13 @@
     variables = net.init(key, x_BHWC, action_B, method='init_all')
     z = net.apply(variables, x_BHWC, train=False, method='encode')
 
-Legend: B batch, H = W = 7 latent pixels (84 for images), C latent channels, D = 7*7*C, A actions, N atoms, P = 2 * hidden.
+Legend: B batch, H = W = 7 latent pixels (84 for images; 11 for encoders with padding), C latent channels, D = H*W*C, A actions,
+N atoms, P width of the projection.
 Latents are NHWC and flatten in that order. Parameters, BatchNorm statistics, min-max scaling and softmax are fp32; `dtype`
 is the precision of the products in between.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,8 +23,10 @@ from training.errors import UserError
 INVERSE_HIDDEN = 256
 ENCODER_GRADIENT_SCALE = 2**-0.5  # of the Q heads (dueling networks, Wang et al. 2016)
 NATURE_CHANNELS = (32, 64, 64)
+IMPALA_CHANNELS, IMPALA_BLOCKS = (16, 32, 32), 2
 RESNETS = {"M": ((32, 64, 64), 3, 2), "L": ((48, 96, 96), 5, 4)}  # group channels, blocks per group, expansion
-ENCODERS = ("S", "S-bn", *RESNETS)
+ENCODERS = ("S", "S-bn", "S-same", "impala", *RESNETS)
+HEADS = ("dueling", "shared")
 
 
 def scaled(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
@@ -36,20 +40,45 @@ def flatten(z):
 
 
 class Nature(nn.Module):
-    """Nature CNN (Mnih et al. 2015): x [B, 84, 84, 4] -> [B, 7, 7, C]; `norm` puts BatchNorm before each ReLU."""
+    """Nature CNN (Mnih et al. 2015): x [B, 84, 84, 4] -> [B, 7, 7, C]; `norm` puts BatchNorm before each ReLU.
+
+    same: every convolution is padded (Dopamine): [B, 11, 11, C].
+    """
 
     channels: tuple[int, ...]
     norm: bool
     dtype: Any = jnp.float32
+    same: bool = False
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
         for i, (features, size, stride) in enumerate(zip(self.channels, (8, 4, 3), (4, 2, 1), strict=True)):
-            x = Conv(features, size, stride, dtype=self.dtype, name=f"conv_{i}")(x)
+            padding = "SAME" if self.same else 0
+            x = Conv(features, size, stride, padding, self.dtype, self.xavier, name=f"conv_{i}")(x)
             if self.norm:
                 x = BatchNorm(name=f"norm_{i}")(x, train)
             x = nn.relu(x)
         return x
+
+
+class Impala(nn.Module):
+    """Encoder of IMPALA (Espeholt et al. 2018), four times as wide in BBF: x [B, 84, 84, 4] -> [B, 11, 11, C]."""
+
+    channels: tuple[int, ...]
+    dtype: Any = jnp.float32
+    xavier: bool = True
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        for stage, features in enumerate(self.channels):
+            conv = partial(Conv, features, 3, 1, 1, self.dtype, self.xavier)
+            x = conv(name=f"stage{stage}_conv")(x)
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+            for block in range(IMPALA_BLOCKS):
+                y = conv(name=f"stage{stage}_block{block}_1")(nn.relu(x))
+                x = x + conv(name=f"stage{stage}_block{block}_2")(nn.relu(y))
+        return nn.relu(x)
 
 
 class InvertedResidual(nn.Module):
@@ -101,19 +130,23 @@ class ResNet(nn.Module):
 
 
 class Transition(nn.Module):
-    """One step in latent space, z [B, 7, 7, C] and action [B] int -> [B, 7, 7, C] before min-max scaling."""
+    """One step in latent space, z [B, H, W, C] and action [B] int -> [B, H, W, C] before min-max scaling."""
 
     num_actions: int
     dtype: Any = jnp.float32
+    norm: bool = True
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, z, action, train: bool):
         channels = z.shape[-1]
         one_hot = jax.nn.one_hot(action, self.num_actions, dtype=z.dtype)
         tiled = jnp.broadcast_to(one_hot[:, None, None], (*z.shape[:3], self.num_actions))
-        y = Conv(channels, 3, padding=1, dtype=self.dtype, name="conv_1")(jnp.concatenate([z, tiled], -1))
-        y = BatchNorm(name="norm")(nn.relu(y), train)
-        return nn.relu(Conv(channels, 3, padding=1, dtype=self.dtype, name="conv_2")(y))
+        conv = partial(Conv, channels, 3, 1, 1, self.dtype, self.xavier)
+        y = nn.relu(conv(name="conv_1")(jnp.concatenate([z, tiled], -1)))
+        if self.norm:
+            y = BatchNorm(name="norm")(y, train)
+        return nn.relu(conv(name="conv_2")(y))
 
 
 class Conditioner(nn.Module):
@@ -173,7 +206,43 @@ class DuelingHead(nn.Module):
         advantage = at_least_fp32(self.advantage_2(advantage, keys[2])).reshape(-1, self.num_actions, self.atoms)
         value = at_least_fp32(self.value_2(value, keys[3]))[:, None]
         advantage = advantage + self.param("bias", nn.initializers.zeros, (self.atoms,))
-        return jax.nn.log_softmax(value + advantage - advantage.mean(1, keepdims=True))
+        return dueling(value, advantage)
+
+
+class SharedHead(nn.Module):
+    """Dueling head on one hidden layer, which is the projection too (Dopamine; BBF): interface of `DuelingHead`."""
+
+    num_actions: int
+    hidden: int
+    atoms: int
+    noisy_std: float
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        def noisy(features):
+            return NoisyDense(features, self.noisy_std, self.dtype, xavier=True)
+
+        self.hidden_1, self.advantage_2, self.value_2 = (
+            noisy(self.hidden),
+            noisy(self.num_actions * self.atoms),
+            noisy(self.atoms),
+        )
+
+    def project(self, z):
+        """z [B, H, W, C] -> [B, P]: the hidden layer before its ReLU, mean weights."""
+        return self.hidden_1(flatten(z))
+
+    def __call__(self, z, key=None):
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        y = nn.relu(self.hidden_1(flatten(z), keys[0]))
+        advantage = at_least_fp32(self.advantage_2(y, keys[1])).reshape(-1, self.num_actions, self.atoms)
+        return dueling(at_least_fp32(self.value_2(y, keys[2]))[:, None], advantage)
+
+
+def dueling(value, advantage):
+    """[B, 1, N] and [B, A, N] -> log-probabilities [B, A, N] of C51; with one atom the values themselves."""
+    out = value + advantage - advantage.mean(1, keepdims=True)
+    return jax.nn.log_softmax(out) if out.shape[-1] > 1 else out
 
 
 class InverseModel(nn.Module):
@@ -191,9 +260,13 @@ class InverseModel(nn.Module):
 class SGINet(nn.Module):
     """Everything SGI trains; each method is applied on its own: `net.apply(variables, ..., method='encode')`.
 
-    encoder    'S' Nature CNN, 'S-bn' the same with BatchNorm, 'M' and 'L' the inverted-residual encoders of the paper
+    encoder    'S' Nature CNN, 'S-bn' the same with BatchNorm, 'M' and 'L' the inverted-residual encoders of the paper;
+               'S-same' and 'impala' as in Dopamine and BBF, whose transition model has no BatchNorm and whose weights start
+               from Xavier's uniform
     width      multiplies the channel counts of the encoder (and so of the latents)
-    hidden     width of the hidden layers of the Q heads; the projection has P = 2 * hidden entries
+    head       'dueling': two hidden layers, together the projection, P = 2 * hidden; 'shared': one, P = hidden
+    hidden     width of the hidden layers of the Q heads
+    atoms      of the return distribution; 1: plain values
     noisy_std  initial standard deviation of the NoisyNet noise (0 in pretraining, 0.5 in fine-tuning)
     goal, inverse, bc   which optional heads exist: goal-conditioned Q, inverse dynamics, linear behaviour cloning
     quirks     as the reference code: no epsilon in min-max scaling (a constant latent gives NaN), and the goal head's value
@@ -203,6 +276,7 @@ class SGINet(nn.Module):
     num_actions: int
     encoder: str = "M"
     width: float = 1.0
+    head: str = "dueling"
     hidden: int = 512
     atoms: int = 51
     noisy_std: float = 0.5
@@ -213,19 +287,26 @@ class SGINet(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        if self.encoder in RESNETS:
+        if self.head not in HEADS:
+            raise UserError(f"head is {self.head!r}: choose one of {', '.join(HEADS)}")
+        dopamine = self.encoder in ("S-same", "impala")
+        if self.encoder == "impala":
+            self.trunk = Impala(scaled(IMPALA_CHANNELS, self.width), self.dtype, name="encoder")
+        elif self.encoder in RESNETS:
             channels, blocks, expansion = RESNETS[self.encoder]
             self.trunk = ResNet(scaled(channels, self.width), blocks, expansion, self.dtype, name="encoder")
         elif self.encoder in ENCODERS:
-            self.trunk = Nature(scaled(NATURE_CHANNELS, self.width), self.encoder == "S-bn", self.dtype, name="encoder")
+            channels = scaled(NATURE_CHANNELS, self.width)
+            self.trunk = Nature(channels, self.encoder == "S-bn", self.dtype, dopamine, dopamine, name="encoder")
         else:
             raise UserError(f"encoder is {self.encoder!r}: choose one of {', '.join(ENCODERS)}")
-        self.transition = Transition(self.num_actions, self.dtype, name="dynamics")
+        self.transition = Transition(self.num_actions, self.dtype, not dopamine, dopamine, name="dynamics")
         shape = self.num_actions, self.hidden, self.atoms, self.noisy_std
-        self.reward_head = DuelingHead(*shape, dtype=self.dtype)
+        shared = self.head == "shared"
+        self.reward_head = (SharedHead if shared else DuelingHead)(*shape, dtype=self.dtype)
         if self.goal:
             self.goal_head = DuelingHead(*shape, conditioned=True, quirks=self.quirks, dtype=self.dtype)
-        self.predictor = Dense(2 * self.hidden, dtype=self.dtype)
+        self.predictor = Dense(self.hidden if shared else 2 * self.hidden, dtype=self.dtype, xavier=dopamine)
         if self.inverse:
             self.inverse_model = InverseModel(self.num_actions, self.dtype, name="inverse")
         if self.bc:

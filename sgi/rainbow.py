@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from sgi import losses, replay
@@ -25,17 +26,21 @@ def encode_acting(net: SGINet, variables: dict, stack: jax.Array) -> jax.Array:
 def choose(net: SGINet, variables: dict, z: jax.Array, key: jax.Array, epsilon: float | jax.Array, *, noisy: bool) -> jax.Array:
     """Epsilon-greedy actions int32 [N] on latents [N, 7, 7, C]."""
     noise_key, random_key, coin_key = jax.random.split(key, 3)
-    log_probs = net.apply(variables, z, noise_key if noisy else None, method="q_log_probs")
-    best = losses.expected_values(log_probs, jnp.linspace(*SUPPORT, net.atoms)).argmax(-1)
+    best = values(net.apply(variables, z, noise_key if noisy else None, method="q_log_probs")).argmax(-1)
     random = jax.random.randint(random_key, best.shape, 0, net.num_actions)
     return jnp.where(jax.random.bernoulli(coin_key, epsilon, best.shape), random, best).astype(jnp.int32)
+
+
+def values(out: jax.Array) -> jax.Array:
+    """Q [...] of a head's output [..., N]: the mean of C51's distribution, or with one atom the value itself."""
+    return losses.expected_values(out, jnp.linspace(*SUPPORT, out.shape[-1])) if out.shape[-1] > 1 else out[..., 0]
 
 
 def behaviour(net: SGINet, agent: ConfigDict) -> Any:
     """The policy that collects: (view of the state, stack) -> (action, what the replay stores).
 
     Greedy under NoisyNet noise that is drawn anew with every update, with an epsilon that falls linearly. Stored is the newest
-    frame, or with `cache_features` the latent as float16.
+    frame, or with `cache_features` the latent as float16. With `target_acts` the Q target's weights act.
     """
 
     def policy(view: TrainState, stack: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -68,17 +73,17 @@ def update_loss(
     """
     agent, buffer, slots, stats = config.agent, extra["replay"], draw.slots, extra["stats"]
     target_params = extra.get("q_target", jax.lax.stop_gradient(params))
+    horizon, gamma = annealed(agent, extra)
     names = ("online", "target", "next_target", "next_online", "noise", "target_noise")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-    support = jnp.linspace(*SUPPORT, net.atoms)
 
     def look(name: str, images: jax.Array) -> jax.Array:
         return augment(keys[name], constrain(images), **config.augment)
 
     K = agent.jumps if agent.spr else 0
     images_BK = replay.stacks(buffer, slots, K + 1)
-    later = replay.stacks(buffer, slots + agent.n_step, 1)[:, 0]
-    returns, discount = replay.n_step(buffer, slots, agent.n_step, agent.discount)
+    later = replay.stacks(buffer, slots + horizon, 1)[:, 0]
+    returns, discount = replay.n_step(buffer, slots, horizon, gamma, longest(agent))
     actions_BK = replay.at(buffer, "action", slots, range(max(K, 1)))
 
     variables = {"params": params, "batch_stats": stats}
@@ -87,8 +92,8 @@ def update_loss(
     next_online, _ = _encode(net, variables, look("next_online", later), agent.freeze_encoder)
     next_target, _ = _encode(net, target_variables, look("next_target", later), agent.freeze_encoder)
     stats = {**stats, **new_stats}
-    rl, taken, target = c51(net, params, target_params, z0, next_online, next_target, actions_BK[:, 0], returns, discount, keys)
-    metrics = {"rl": rl.mean(), "q": losses.expected_values(taken, support).mean()}
+    rl, q, priority = td(net, params, target_params, z0, next_online, next_target, actions_BK[:, 0], returns, discount, keys)
+    metrics = {"rl": rl.mean(), "q": q.mean()}
     loss = rl
     if agent.spr:
         latents_KB, new = net.apply(
@@ -99,8 +104,26 @@ def update_loss(
         spr = _self_prediction(net, params, extra["spr_target"], images, latents_KB, alive, agent.freeze_encoder)
         loss = loss + agent.spr * spr
         metrics["spr"] = spr.mean()
-    priorities = losses.kl_priority(target, taken) ** agent.priority_alpha
-    return (draw.weights * loss).mean(), (metrics, stats, priorities)
+    return (draw.weights * loss).mean(), (metrics, stats, priority**agent.priority_alpha)
+
+
+def longest(agent: ConfigDict) -> int:
+    """Of the returns that the agent may ask for, in steps."""
+    return max(agent.n_step, agent.anneal.n_step if agent.anneal.updates else 0)
+
+
+def annealed(agent: ConfigDict, extra: dict) -> tuple[jax.Array | int, jax.Array | float]:
+    """(n, discount), moving from `anneal`'s to the agent's own, exponentially, over `anneal.updates` updates after a reset.
+
+    n moves in its logarithm and is rounded, the discount in log(1 - discount) (BBF, Schwarzer et al. 2023).
+    """
+    start = agent.anneal
+    if not start.updates:
+        return agent.n_step, agent.discount
+    left = jnp.clip(1 - extra["since_reset"] / start.updates, 0, 1)
+    between = lambda first, last: jnp.exp(left * jnp.log(first / last)) * last  # noqa: E731
+    n = jnp.round(between(start.n_step, agent.n_step)).astype(jnp.int32)
+    return n, 1 - between(1 - start.discount, 1 - agent.discount)
 
 
 def cached_loss(
@@ -110,32 +133,33 @@ def cached_loss(
     agent, buffer, slots, stats = config.agent, extra["replay"], draw.slots, extra["stats"]
     target_params = extra.get("q_target", jax.lax.stop_gradient(params))
     keys = dict(zip(("noise", "target_noise"), jax.random.split(key), strict=True))
-    returns, discount = replay.n_step(buffer, slots, agent.n_step, agent.discount)
+    returns, discount = replay.n_step(buffer, slots, agent.n_step, agent.discount, agent.n_step)
     action = buffer.action[slots]
     z0, later = (
         constrain(replay.at(buffer, "observation", slots, range(k, k + 1))[:, 0].astype(jnp.float32)) for k in (0, agent.n_step)
     )
-    rl, taken, target = c51(net, params, target_params, z0, later, later, action, returns, discount, keys)
-    metrics = {"rl": rl.mean(), "q": losses.expected_values(taken, jnp.linspace(*SUPPORT, net.atoms)).mean()}
-    return (draw.weights * rl).mean(), (metrics, stats, losses.kl_priority(target, taken) ** agent.priority_alpha)
+    rl, q, priority = td(net, params, target_params, z0, later, later, action, returns, discount, keys)
+    return (draw.weights * rl).mean(), ({"rl": rl.mean(), "q": q.mean()}, stats, priority**agent.priority_alpha)
 
 
-def c51(
+def td(
     net: SGINet, params: dict, target_params: dict, z0: jax.Array, next_online: jax.Array, next_target: jax.Array,
     action: jax.Array, returns: jax.Array, discount: jax.Array, keys: dict,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """Distributional double-DQN loss [B], log-probabilities of the action taken [B, N] and their targets [B, N]."""
-    support = jnp.linspace(*SUPPORT, net.atoms)
+    """Double-DQN loss [B], Q of the action taken [B] and its priority [B]: C51, or with one atom Huber's loss of values."""
     noisy = net.noisy_std > 0
 
     def score(p: dict, z: jax.Array, use: str) -> jax.Array:
         return net.apply({"params": p}, z, keys[use] if noisy else None, method="q_log_probs")
 
-    target = losses.double_dqn_target(
-        score(params, next_online, "noise"), score(target_params, next_target, "target_noise"), returns, discount, support
-    )
+    online, later = score(params, next_online, "noise"), score(target_params, next_target, "target_noise")
     taken = losses.at_action(score(params, z0, "noise"), action)
-    return losses.cross_entropy(target, taken), taken, target
+    if net.atoms == 1:
+        best = losses.at_action(later, values(online).argmax(-1))[:, 0]
+        error = taken[:, 0] - jax.lax.stop_gradient(returns + discount * best)
+        return optax.losses.huber_loss(error), taken[:, 0], jax.lax.stop_gradient(jnp.abs(error))
+    target = losses.double_dqn_target(online, later, returns, discount, jnp.linspace(*SUPPORT, net.atoms))
+    return losses.cross_entropy(target, taken), values(taken), losses.kl_priority(target, taken)
 
 
 def _encode(net: SGINet, variables: dict, images: jax.Array, frozen: bool) -> tuple[jax.Array, dict]:

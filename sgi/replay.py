@@ -118,11 +118,16 @@ def stacks(replay: Replay, slots: jax.Array, steps: int, stack: int = 4) -> jax.
     return jnp.stack(images, 1).transpose(0, 1, 3, 4, 2)
 
 
-def n_step(replay: Replay, slots: jax.Array, n: int, discount: float) -> tuple[jax.Array, jax.Array]:
-    """R = sum_{i<n} discount^i r_{t+i} up to the episode's end, and discount^n, or 0 if the episode ended: each [B]."""
-    alive = unbroken(replay, slots, n)
-    powers = discount ** jnp.arange(n)
-    return (at(replay, "reward", slots, range(n)) * powers * alive[:, :-1]).sum(1), discount**n * alive[:, -1]
+def n_step(
+    replay: Replay, slots: jax.Array, n: int | jax.Array, discount: float | jax.Array, longest: int
+) -> tuple[jax.Array, jax.Array]:
+    """R = sum_{i<n} discount^i r_{t+i} up to the episode's end, and discount^n, or 0 if the episode ended: each [B].
+
+    n may be traced; it is at most `longest`.
+    """
+    alive, i = unbroken(replay, slots, longest), jnp.arange(longest)
+    powers = jnp.where(i < n, discount**i, 0)
+    return (at(replay, "reward", slots, range(longest)) * powers * alive[:, :-1]).sum(1), discount**n * alive[:, n]
 
 
 def unbroken(replay: Replay, slots: jax.Array, steps: int) -> jax.Array:

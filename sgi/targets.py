@@ -13,7 +13,7 @@ SUPPORT = (-10.0, 10.0)  # of the return distributions
 
 def spr_part(params: dict, stats: dict, head: str) -> dict:
     """What the self-prediction target needs: encoder and projection (the first layers of a head)."""
-    first = {name: params[f"{head}_head"][name] for name in ("advantage_1", "value_1")}
+    first = {name: x for name, x in params[f"{head}_head"].items() if name.endswith("_1")}
     return {"params": {"encoder": params["encoder"], f"{head}_head": first}, "batch_stats": part(stats, "encoder")}
 
 
