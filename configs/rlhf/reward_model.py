@@ -35,8 +35,10 @@ def get_config(variant: str = "small_labels") -> ConfigDict:
     elif variant.startswith("small"):
         c = language("rlhf_jax.reward_model", "imdb", "small", batch=64, steps=1000)
         task_of(c, "imdb")
-        c.optim.update({"lr": 1e-3, "clip": 1.0, "schedule": "cosine", "warmup": 50, "steps": 1000})
-        c.eval.every = 250
+        if variant == "small_pairs":  # two epochs of 9,000 pairs; 22 of 2,900 gave a held-out loss of 1.5
+            c.steps = 280
+        c.optim.update({"lr": 1e-3, "clip": 1.0, "schedule": "cosine", "warmup": 50, "steps": c.steps})
+        c.eval.every = c.steps // 4
     else:
         c = language("rlhf_jax.reward_model", "qa", "tiny")
         tiny(c)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Experiment E2: PPO, RLOO, online DPO and Best-of-2 against a proxy of a gold judge, three seeds. Resumable (queue.sh).
 #   QUINTET_DATA=DATA results/rlhf/proxy/run.sh RUNS SFT     SFT: the run `sft` of results/rlhf/sentiment/run.sh
-# The gold judge is VADER. Two samples of the SFT model for each of 4,000 prompts are ordered by it, and the proxy learns that.
+# The gold judge is VADER. Two samples of the SFT model for each of 12,000 prompts are ordered by it, and the proxy learns that.
 set -euo pipefail
 sft=$(realpath "${2:?supervised run}")
 source "$(dirname "$0")/../queue.sh"
 pairs="$runs/pairs.jsonl"
-(locked pairs.jsonl; [ -s "$pairs" ] || python -m rlhf_jax.preferences "$sft" --gold lexicon --out "$pairs" --prompts 4000)
+(locked pairs.jsonl; [ -s "$pairs" ] || python -m rlhf_jax.preferences "$sft" --gold lexicon --out "$pairs" --prompts 12000)
 need proxy reward_model.py:small_pairs --config.init_from="$sft" --config.pairs="$pairs"
 start=(--config.init_from="$sft" --config.reward.run="$runs/proxy")
 for seed in 0 1 2; do
