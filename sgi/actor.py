@@ -52,9 +52,8 @@ class ActorStream:
         return place_replicated(jax.tree.map(lambda *x: np.concatenate(x), *rows), self._mesh)
 
     def reads(self, state: TrainState) -> TrainState:
-        return TrainState(
-            step=state.step, seed=state.seed, params=state.params, opt_state=None, extra={"stats": state.extra["stats"]}
-        )
+        extra = {name: state.extra[name] for name in ("stats", "q_target") if name in state.extra}
+        return TrainState(step=state.step, seed=state.seed, params=state.params, opt_state=None, extra=extra)
 
     def get_state(self) -> dict:
         return {"env": self._env.get_state(), "start": bool(self._start), "steps": self._steps}

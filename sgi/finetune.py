@@ -18,6 +18,7 @@ from sgi.actor import ActorStream
 from sgi.atari import STACK, AtariVec, num_actions
 from sgi.evaluation import episodes
 from sgi.nets import SGINet
+from sgi.resets import reset
 from sgi.targets import spr_part
 from sgi.transfer import FIRST_LAYERS, transfer
 from training import optim
@@ -57,8 +58,12 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         )
     if agent.first_layers not in FIRST_LAYERS:
         raise UserError(f"agent.first_layers is {agent.first_layers!r}: choose one of {', '.join(FIRST_LAYERS)}")
-    if not max(1, agent.n_step, agent.jumps) < agent.prefill <= agent.capacity:
+    if not max(1, rainbow.longest(agent), agent.jumps) < agent.prefill <= agent.capacity:
         raise UserError(f"agent.prefill is {agent.prefill}: take more than n_step and jumps, and at most the capacity")
+    if agent.target_acts and not has_target(agent):
+        raise UserError("agent.target_acts needs a target of its own: set agent.target_tau below 1")
+    if config.init_from and config.net.head == "shared":
+        raise UserError("net.head 'shared' has no pretrained form: take net.head='dueling' with init_from")
     if agent.cache_features and (agent.spr or not agent.freeze_encoder):
         raise UserError(
             "agent.cache_features needs agent.freeze_encoder=True and agent.spr=0: cached latents cannot be learned from"
@@ -84,23 +89,28 @@ def make_method(config: ConfigDict, mesh: Mesh, net: SGINet) -> Method:
     """Pure functions of the agent; no emulator is opened."""
     tx = optim.build(**config.optim)
 
+    def random(key: jax.Array) -> dict:
+        return net.init(key, jnp.zeros((1, 84, 84, STACK)), jnp.zeros((1,), jnp.int32), method="init_all")
+
     def init(seed: jax.Array, spec: Any) -> TrainState:
-        image, action = jnp.zeros((1, 84, 84, STACK)), jnp.zeros((1,), jnp.int32)
-        variables = net.init(key_for(seed, 0, "init"), image, action, method="init_all")
-        params, stats = variables["params"], variables["batch_stats"]
+        variables = random(key_for(seed, 0, "init"))
+        params, stats = variables["params"], variables.get("batch_stats", {})
         extra = {
             "stats": stats,
             "spr_target": spr_part(params, stats, "reward"),
             "replay": replay.create(config.agent.capacity, spec.observation.shape[1:], spec.observation.dtype),
         }
-        if config.agent.target_tau < 1:  # with 1 the target is a copy of the current weights
+        if has_target(config.agent):
             extra["q_target"] = params
+        extra["since_reset"] = jnp.int32(0)  # updates
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
 
     def step(state: TrainState, batch: replay.Transition, consts: Any) -> tuple[TrainState, dict]:
         state = state.replace(step=state.step + 1, extra={**state.extra, "replay": replay.add(state.extra["replay"], batch)})
         if batch.action.shape[0] > 1:  # the prefill
             return state, {"agent_steps": state.extra["replay"].count}
+        if config.agent.resets.every:
+            state = reset(state, config.agent, lambda key: random(key)["params"], tx)
         metrics = {}
         for i in range(config.agent.updates):  # unrolled: XLA's CPU convolutions are about 9x slower inside a loop
             state, metrics = update(
@@ -114,13 +124,18 @@ def make_method(config: ConfigDict, mesh: Mesh, net: SGINet) -> Method:
     return Method(init=init, step=step, evals={"eval": Eval(config.eval.every, evaluator(config, net))}, warm=warm)
 
 
+def has_target(agent: ConfigDict) -> bool:
+    """Whether the Q target is something other than a copy of the current weights."""
+    return agent.target_tau < 1 or agent.target_every > 1
+
+
 def update(
     state: TrainState, key: jax.Array, config: ConfigDict, net: SGINet, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, dict]:
     """One prioritised update: sample, learn, write priorities, move the targets."""
     agent, extra = config.agent, state.extra
     sample_key, loss_key = jax.random.split(key)
-    ahead = max(agent.n_step, agent.jumps)
+    ahead = max(rainbow.longest(agent), agent.jumps)
     slots, drawn = replay.sample(extra["replay"], sample_key, config.batch, ahead=ahead, behind=STACK - 1)
     fraction = jnp.clip(state.step / agent.beta_steps, 0, 1)
     beta = agent.beta[0] + fraction * (agent.beta[1] - agent.beta[0])
@@ -142,8 +157,13 @@ def update(
         "replay": replay.reprioritise(extra["replay"], slots, priorities),
         "spr_target": mix(extra["spr_target"], spr_part(state.params, extra["stats"], "reward"), agent.spr_tau),
     }
+    extra["since_reset"] = extra["since_reset"] + 1
     if "q_target" in extra:
-        extra["q_target"] = mix(extra["q_target"], params, agent.target_tau)
+        moved = mix(extra["q_target"], params, agent.target_tau)
+        due = extra["since_reset"] % agent.target_every == 0
+        extra["q_target"] = (
+            moved if agent.target_every == 1 else jax.tree.map(partial(jnp.where, due), moved, extra["q_target"])
+        )
     metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
     return state.replace(params=params, opt_state=opt_state, extra=extra), metrics
 

@@ -44,7 +44,8 @@ def behaviour(net: SGINet, agent: ConfigDict) -> Any:
     """
 
     def policy(view: TrainState, stack: jax.Array) -> tuple[jax.Array, jax.Array]:
-        variables = {"params": view.params, "batch_stats": view.extra["stats"]}
+        params = view.extra["q_target"] if agent.target_acts else view.params
+        variables = {"params": params, "batch_stats": view.extra["stats"]}
         z = encode_acting(net, variables, stack)
         fraction = jnp.clip(view.step / agent.epsilon_steps, 0, 1)
         epsilon = agent.epsilon[0] + fraction * (agent.epsilon[1] - agent.epsilon[0])

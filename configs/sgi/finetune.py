@@ -8,9 +8,11 @@ Variants
     naive     from `init_from`, 1e-4 for every parameter
     frozen    from `init_from`, encoder fixed
     sgi       from `init_from`, encoder at lr / 100 and first head layers at lr / 3.3 (sgim_finetune.sh)
+    spr, der, drq, sr_spr, bbf    what others compare with, from scratch: the settings of mila-iqia/spr, Dopamine's
+              labs/atari_100k (DER, DrQ(eps)) and google-research/bigger_better_faster; docs/sgi.md says where they differ
     small_cached  CPU experiment: a fresh head on cached features of a frozen encoder
     small_*   CPU experiment: the network of configs/sgi/pretrain.py:small, short; see results/sgi
-    tiny      tests
+    tiny, tiny_cached, tiny_bbf, tiny_drq    tests
 
 Cost at paper size: 100k agent steps and 196k updates of 32; hours on one GPU. Not run by us at this size.
 """
@@ -20,13 +22,14 @@ from ml_collections import ConfigDict
 from training.config import base
 
 MODES = ("none", "naive", "frozen", "sgi")
-VARIANTS = (*MODES, *(f"small_{m}" for m in MODES), "small_cached", "tiny", "tiny_cached")
+PRESETS = ("spr", "der", "drq", "sr_spr", "bbf")
+VARIANTS = (*MODES, *PRESETS, *(f"small_{m}" for m in MODES), "small_cached", "tiny", "tiny_cached", "tiny_bbf", "tiny_drq")
 LR = 1e-4
 
 
 def get_config(variant: str = "none") -> ConfigDict:
     c = base("sgi.finetune", batch=32)
-    c.net = {"encoder": "M", "width": 1.0, "hidden": 512, "dtype": "float32"}
+    c.net = {"encoder": "M", "width": 1.0, "head": "dueling", "hidden": 512, "atoms": 51, "dtype": "float32"}
     c.env = {
         "game": "Pong",
         "noop_max": 30,
@@ -43,7 +46,11 @@ def get_config(variant: str = "none") -> ConfigDict:
         "priority_alpha": 0.5,
         "beta": (0.4, 1.0),  # importance exponent, linear over beta_steps
         "beta_steps": 98_000,
-        "target_tau": 1.0,  # hard copy after every update
+        "target_tau": 1.0,  # hard copy,
+        "target_every": 1,  # after every update
+        "target_acts": False,  # the Q target's weights choose the actions
+        "resets": {"every": 0, "shrink": 0.5, "perturb": 0.5, "until": 100_000},  # agent steps; 0: never (resets.py)
+        "anneal": {"updates": 0, "n_step": 10, "discount": 0.97},  # from these to n_step and discount after each reset
         "spr": 5.0,  # SPR's lambda = 2
         "jumps": 5,
         "spr_tau": 0.01,
@@ -62,10 +69,14 @@ def get_config(variant: str = "none") -> ConfigDict:
     c.checkpoint.update({"every": 5000})
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r}")
-    mode = variant.split("_")[-1]
+    mode = variant.rpartition("small_")[2]
+    if variant in PRESETS:
+        RECIPES[variant](c)
     if variant.startswith("tiny"):
+        mode = variant.partition("_")[2]
+        if mode in PRESETS:
+            RECIPES[mode](c)
         tiny(c)
-        mode = {"tiny": "none", "tiny_cached": "cached"}[variant]
     if variant.startswith("small"):
         small(c)
     if variant == "small_cached":
@@ -86,6 +97,52 @@ def get_config(variant: str = "none") -> ConfigDict:
     return c.lock()
 
 
+def spr(c: ConfigDict) -> None:
+    """The agent of SPR: SGI's fine-tuning of a Nature CNN."""
+    c.net.update({"encoder": "S", "hidden": 256})
+    c.optim.clip = 10.0
+
+
+def dopamine(c: ConfigDict) -> None:
+    """What DER and DrQ(eps) share: one update a step, a padded Nature CNN, one hidden layer."""
+    c.net.update({"encoder": "S-same", "head": "shared"})
+    c.agent.update({"prefill": 1600, "updates": 1, "spr": 0.0, "jumps": 1, "beta": (0.5, 0.5)})
+    c.steps = 98_401
+
+
+def der(c: ConfigDict) -> None:
+    dopamine(c)
+    c.agent.update({"target_every": 2000, "epsilon": (1.0, 0.01), "epsilon_steps": 2000})
+    c.augment.update({"shift": 0, "intensity": 0.0})
+
+
+def drq(c: ConfigDict) -> None:
+    """DrQ(eps) of Agarwal et al. (2021): values instead of distributions, uniform replay."""
+    dopamine(c)
+    c.net.atoms = 1
+    c.agent.update({"noisy_std": 0.0, "priority_alpha": 0.0, "epsilon": (1.0, 0.01), "epsilon_steps": 5000})
+
+
+def sr_spr(c: ConfigDict) -> None:
+    c.net.update({"encoder": "S-same", "head": "shared"})
+    c.agent.update({"updates": 8, "noisy_std": 0.0, "beta": (0.5, 0.5), "epsilon": (1.0, 0.0), "epsilon_steps": 2001})
+    c.agent.update({"target_tau": 0.005, "target_acts": True, "spr_tau": 0.005})
+    c.agent.resets.update({"every": 5000, "shrink": 0.8, "perturb": 0.2})
+    c.optim.groups = {"kept": {"match": "^(encoder|dynamics)/"}}  # whose moments outlive a reset
+
+
+def bbf(c: ConfigDict) -> None:
+    sr_spr(c)
+    c.net.update({"encoder": "impala", "width": 4.0, "hidden": 2048})
+    c.agent.update({"updates": 2, "n_step": 3, "discount": 0.997})
+    c.agent.resets.update({"every": 20_000, "shrink": 0.5, "perturb": 0.5})
+    c.agent.anneal.updates = 10_000
+    c.optim.weight_decay = 0.1
+
+
+RECIPES = {"spr": spr, "der": der, "drq": drq, "sr_spr": sr_spr, "bbf": bbf}
+
+
 def small(c: ConfigDict) -> None:
     c.net.update({"encoder": "S-bn", "width": 0.5, "hidden": 128})
     c.env.game = "Boxing"
@@ -97,8 +154,11 @@ def small(c: ConfigDict) -> None:
 
 
 def tiny(c: ConfigDict) -> None:
-    c.net.update({"encoder": "S-bn", "width": 0.125, "hidden": 16})
+    c.net.update({"encoder": {"M": "S-bn"}.get(c.net.encoder, c.net.encoder), "width": 0.125, "hidden": 16})
     c.agent.update({"prefill": 40, "updates": 1, "jumps": 1, "n_step": 3, "capacity": 256, "beta_steps": 20})
+    c.agent.resets.update({"every": 2 if c.agent.resets.every else 0, "until": 44})
+    if c.agent.anneal.updates:
+        c.agent.anneal.update({"updates": 2, "n_step": 6})
     c.update({"batch": 8, "steps": 6})
     c.mesh.min_shard = 256
     c.eval.update({"episodes": 2, "lanes": 2, "video_seconds": 1.0, "max_steps": 20})

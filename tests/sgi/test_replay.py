@@ -59,7 +59,7 @@ def test_stacks_never_show_an_earlier_episode():
 def test_n_step_returns():
     buffer, items = filled(200)
     slots = np.flatnonzero(replay.drawable(buffer, ahead=6, behind=3))
-    returns, discounts = replay.n_step(buffer, jnp.asarray(slots), 6, GAMMA)
+    returns, discounts = replay.n_step(buffer, jnp.asarray(slots), 6, GAMMA, 6)
     for slot, found, discount in zip(slots, returns, discounts, strict=True):
         total, factor = 0.0, 1.0
         for i in range(6):

@@ -1,0 +1,122 @@
+"""The agents that others compare with: networks, annealing, resets, values instead of distributions."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgi import finetune, rainbow, replay, resets
+from sgi.nets import SGINet
+from training import config as configs
+from training.errors import UserError
+from training.sharding import make_mesh, path_name
+
+CONFIG = Path(__file__).parents[2] / "configs" / "sgi" / "finetune.py"
+
+
+def load(variant, **overrides):
+    return configs.load(f"{CONFIG}:{variant}", {k.replace("__", "."): str(v) for k, v in overrides.items()})
+
+
+def init(net):
+    return net.init(jax.random.key(0), jnp.zeros((1, 84, 84, 4)), jnp.zeros(1, jnp.int32), method="init_all")["params"]
+
+
+def shapes(variant):
+    net = finetune.build_net(load(variant))
+    return net, jax.eval_shape(lambda: init(net))
+
+
+@pytest.mark.parametrize(("variant", "channels", "hidden"), [("bbf", 128, 2048), ("sr_spr", 64, 512), ("der", 64, 512)])
+def test_networks_have_the_published_sizes(variant, channels, hidden):
+    net, params = shapes(variant)
+    z = jax.eval_shape(lambda p, x: net.apply({"params": p}, x, False, method="encode"), params, jnp.zeros((2, 84, 84, 4)))
+    assert z.shape == (2, 11, 11, channels)
+    assert params["reward_head"]["hidden_1"]["kernel"].shape == (11 * 11 * channels, hidden)
+    assert params["predictor"]["kernel"].shape == (hidden, hidden)
+    assert "norm" not in params["dynamics"]
+    if variant == "bbf":  # 3 stages of a convolution and two blocks of two
+        assert sum(x.ndim == 4 for x in jax.tree.leaves(params["encoder"])) == 15
+
+
+def test_one_atom_is_a_value_and_huber_its_loss():
+    net = SGINet(3, "S-same", 0.125, "shared", 8, 1, 0.0, goal=False, inverse=False)
+    x = jax.random.uniform(jax.random.key(1), (4, 84, 84, 4))
+    params = init(net)
+    z = net.apply({"params": params}, x, False, method="encode")
+    q = np.asarray(rainbow.values(net.apply({"params": params}, z, method="q_log_probs")))
+    assert q.shape == (4, 3) and np.ptp(q) > 0
+    action, returns, discount = jnp.array([0, 1, 2, 0]), jnp.array([0.1, 5.0, -4.0, 0.0]), jnp.array([0.9, 0.0, 0.5, 0.9])
+    loss, taken, priority = rainbow.td(net, params, params, z, z, z, action, returns, discount, {})
+    error = q[np.arange(4), action] - (returns + discount * q.max(1))
+    np.testing.assert_allclose(taken, q[np.arange(4), action], rtol=1e-6)
+    np.testing.assert_allclose(loss, np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(priority, np.abs(error), rtol=1e-5)
+
+
+def test_horizon_and_discount_are_annealed():
+    """BBF: 10 to 3 steps and .97 to .997, exponentially over 10,000 updates; then they stay."""
+    agent = load("bbf").agent
+    found = [rainbow.annealed(agent, {"since_reset": jnp.int32(n)}) for n in (0, 5000, 10_000, 15_000)]
+    assert [int(n) for n, _ in found] == [10, round(30**0.5), 3, 3]
+    np.testing.assert_allclose([g for _, g in found], [0.97, 1 - (0.03 * 0.003) ** 0.5, 0.997, 0.997], rtol=1e-6)
+    assert rainbow.annealed(load("spr").agent, {}) == (10, 0.99)
+
+
+def test_a_shorter_horizon_of_the_same_program():
+    rng = np.random.default_rng(0)
+    buffer = replay.create(64, (1,), jnp.uint8)
+    done = rng.random(30) < 0.2
+    items = replay.Transition(
+        np.zeros((30, 1), np.uint8), np.zeros(30, np.int32), rng.normal(size=30).astype(np.float32), done, np.zeros(30, bool)
+    )
+    buffer, slots = replay.add(buffer, jax.tree.map(jnp.asarray, items)), jnp.arange(20)
+    for n in (1, 3, 6):
+        same = jax.jit(replay.n_step, static_argnums=4)(buffer, slots, jnp.int32(n), 0.9, 6)
+        np.testing.assert_allclose(same, replay.n_step(buffer, slots, n, 0.9, n), rtol=1e-5)
+
+
+def test_when_resets_are_due():
+    steps = np.arange(100_001)
+    assert steps[resets.due(steps, 20_000, 100_000)].tolist() == [0, 20_000, 40_000, 60_000, 80_000]
+
+
+def test_a_reset_shrinks_the_encoder_and_renews_the_rest():
+    config = load("tiny_bbf")
+    net, mesh = finetune.build_net(config), make_mesh(1)
+    method = finetune.make_method(config, mesh, net)
+    spec = replay.Transition(
+        *(
+            jax.ShapeDtypeStruct((1, *s), d)
+            for s, d in zip(((84, 84), (), (), (), ()), (np.uint8, np.int32, np.float32, bool, bool), strict=True)
+        )
+    )
+    old = jax.jit(lambda: method.init(jnp.uint32(0), spec))()
+    old = old.replace(opt_state=jax.tree.map(lambda x: x + 1, old.opt_state), extra={**old.extra, "since_reset": jnp.int32(7)})
+    threes = lambda key: jax.tree.map(lambda x: jnp.full_like(x, 3.0), old.params)  # noqa: E731
+    tx = finetune.optim.build(**config.optim)
+    new = resets.renewed(old, config.agent.resets, threes, tx)
+    for path, x in jax.tree_util.tree_leaves_with_path(new.params):
+        before = old.params
+        for key in path:
+            before = before[key.key]
+        kept = path[0].key in resets.KEPT
+        np.testing.assert_allclose(x, 0.5 * before + 1.5 if kept else np.full_like(x, 3.0), rtol=1e-6)
+    for path, x in jax.tree_util.tree_leaves_with_path(new.opt_state):
+        assert (np.asarray(x) == (1 if "kept/" in path_name(path) else 0)).all(), path_name(path)
+    assert int(new.extra["since_reset"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, new.extra["spr_target"]["params"]["encoder"], new.extra["q_target"]["encoder"])
+
+
+def test_mistakes_have_one_line():
+    for variant, overrides, says in (
+        ("spr", {"agent__target_acts": True}, "needs a target of its own"),
+        ("bbf", {"init_from": "somewhere"}, "net.head 'shared' has no pretrained form"),
+        ("bbf", {"net__head": "triple"}, "head is 'triple'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            config = load(variant, **overrides)
+            finetune.check(config, make_mesh(1))
+            jax.eval_shape(lambda config=config: init(finetune.build_net(config)))
