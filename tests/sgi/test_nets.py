@@ -72,7 +72,7 @@ def test_feature_maps():
 
 
 def test_unknown_encoder_is_a_user_error():
-    with pytest.raises(UserError, match="choose one of S, S-bn, M, L"):
+    with pytest.raises(UserError, match="choose one of S, S-bn, S-same, impala, M, L"):
         variable_shapes(SGINet(6, "resnet"))
 
 
