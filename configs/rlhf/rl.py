@@ -185,11 +185,10 @@ def small_imdb(c: ConfigDict, arm: str) -> None:
     At a rate of 3e-4 PPO reached the top score, and a KL of 80 nats, in 40 iterations: nothing was left to trade.
     """
     c.update({"batch": 64, "steps": 150})
-    c.sample.stop = False
     c.gold.kind = "lexicon"
     c.rl.update({"minibatches": 4, "ratio_mode": "behaviour", "value_weight": 0.5, "kl": 0.0})
     c.optim.update({"lr": 1e-4, "clip": 1.0})
-    c.eval.update({"every": 10, "prompts": 512, "rows": 128})
+    c.eval.update({"every": 17, "prompts": 512, "rows": 128})  # also right after the resets, which follow iterations 51 and 101
     if arm == "kl":
         c.rl.kl = 0.1
     elif arm.partition("_")[0] in ("elastic", "ema", "init"):  # 4 updates x 50 iterations a cycle: .99^200 = .98^100 = .13
@@ -206,7 +205,7 @@ def small_proxy(c: ConfigDict, arm: str) -> None:
     """TL;DR of two cores: a proxy of a gold judge, one update a step on 128 completions, KL and beta as there."""
     alone = arm == "ppo"
     c.update({"batch": 128 if alone else 64, "steps": 128})
-    c.sample.update({"stop": False, "each": 1 if alone else 2})
+    c.sample.each = 1 if alone else 2
     c.gold.kind = "lexicon"
     c.rl.update({"algorithm": arm, "ratio_mode": "behaviour"})
     c.optim.update({"lr": 3e-4, "clip": 1.0})
