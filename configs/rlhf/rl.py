@@ -12,6 +12,7 @@ Variants <task>_<arm>
     small_imdb_{ppo,kl,elastic,elastic_often,ema,init,elastic_opt,rloo,dpo,best_of_n,reinforce}    1 M parameters, 2 cores
     small_proxy_{ppo,rloo,dpo,best_of_n}    the same against a reward model learned from pairs, 128 completions a step, 2 cores
     small_arithmetic_{ppo,rloo,dpo}    exact match of equations, 2 cores
+    small_{qa,tldr,gsm8k}_ARM          the published settings with 1 M parameters: they run, they teach little
     tiny, tiny_dpo, tiny_lora          tests
 """
 
@@ -31,6 +32,7 @@ SMALL = (
     *(f"small_imdb_{arm}" for arm in ARMS),
     *(f"small_proxy_{arm}" for arm in ("ppo", "rloo", "dpo", "best_of_n")),
     *(f"small_arithmetic_{arm}" for arm in ("ppo", "rloo", "dpo")),
+    *(f"small_{name}" for name in PAPER if name.startswith(("qa", "tldr", "gsm8k"))),
 )
 TINY = ("tiny", "tiny_dpo", "tiny_lora")  # 'tiny_lora' with NLPO
 VARIANTS = (*PAPER, *SMALL, *TINY)
@@ -41,16 +43,22 @@ MODELS = {"imdb": "gpt2", "qa": "llama-7b", "tldr": "pythia-410m", "gsm8k": "rho
 def get_config(variant: str = "small_imdb_elastic") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r}")
+    published = {"imdb": imdb, "qa": qa, "tldr": tldr, "gsm8k": gsm8k, "chat": chat}
+    own = {"imdb": small_imdb, "proxy": small_proxy, "arithmetic": small_arithmetic}
     if variant in PAPER:
         task, _, arm = variant.partition("_")
         c = start({"chat": "qa"}.get(task, task), MODELS[task])
-        {"imdb": imdb, "qa": qa, "tldr": tldr, "gsm8k": gsm8k, "chat": chat}[task](c, arm)
+        published[task](c, arm)
     elif variant in SMALL:
         _, task, arm = variant.split("_", 2)
         data = {"proxy": "imdb"}.get(task, task)
         c = start(data, "small")
-        task_of(c, data)
-        {"imdb": small_imdb, "proxy": small_proxy, "arithmetic": small_arithmetic}[task](c, arm)
+        if task in own:
+            task_of(c, data)
+            own[task](c, arm)
+        else:
+            published[task](c, arm)
+            shrink(c, task)
     else:
         c = start("imdb", "tiny")
         tiny_arm(c, variant.removeprefix("tiny").removeprefix("_"))
@@ -161,10 +169,10 @@ def gsm8k(c: ConfigDict, arm: str) -> None:
     c.sample.update({"prompt": 256, "response": 512, "temperature": 0.7, "each": 1 if arm == "ppo" else 4})
     c.rl.update({"algorithm": arm, "forward_rows": 63, "drop_ties": True, "epochs": 2 if arm == "ppo" else 1})
     c.accumulate = 7
-    c.optim.update({"lr": 3e-6, "schedule": "linear", "steps": 512, "clip": 1.0})
-    c.eval.update({"every": 32, "prompts": 1319, "temperature": 0.0})
     if arm == "rloo":
-        c.batch = 63  # its 252 are completions
+        c.update({"batch": 63, "steps": 2048})  # its 252 are completions; as many of them in all
+    c.optim.update({"lr": 3e-6, "schedule": "linear", "steps": c.steps * c.rl.epochs, "clip": 1.0})
+    c.eval.update({"every": c.steps // 16, "prompts": 1319, "temperature": 0.0})
 
 
 def chat(c: ConfigDict, arm: str) -> None:
@@ -221,6 +229,20 @@ def small_arithmetic(c: ConfigDict, arm: str) -> None:
     c.rl.update({"algorithm": arm, "drop_ties": True, "ratio_mode": "behaviour", "minibatches": 4, "kl": 0.0})
     c.optim.update({"lr": 1e-4, "clip": 1.0})
     c.eval.update({"every": 25, "prompts": 512, "rows": 128})
+
+
+def shrink(c: ConfigDict, task: str) -> None:
+    """A published run for two cores."""
+    task_of(c, task)
+    c.update({"batch": 16, "steps": 60, "accumulate": 1})
+    c.rl.forward_rows = 0
+    c.gold.kind = ""
+    c.lora.rank = min(c.lora.rank, 8)
+    c.sample.shortest = min(c.sample.shortest, 16)
+    c.elastic.every = min(c.elastic.every, 20)
+    c.optim.update({"lr": 1e-4, "clip": 1.0, "schedule": "constant", "steps": 0})
+    c.eval.update({"every": 20, "prompts": 64, "rows": 32})
+    c.eval.corpus.update({"texts": min(c.eval.corpus.texts, 50), "window": 128, "stride": 64})
 
 
 def tiny_arm(c: ConfigDict, arm: str) -> None:

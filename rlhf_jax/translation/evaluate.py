@@ -89,7 +89,17 @@ def game_eval(config: ConfigDict, corpus: Corpus, part: str, beams: int) -> Call
 
     chunks = in_chunks(look, options.batch)
 
+    start: dict[str, float] = {}
+
     def run(state: TrainState, step: int) -> dict[str, Any]:
+        """Every number also exists for the pretrained pair ('<name>_at_start')."""
+        if not start:
+            found, _ = measure(state.replace(params={**state.params, **state.extra["start"]}))
+            start.update({f"{name}_at_start": x for name, x in found.items()})
+        found, rows = measure(state)
+        return found | start | ({"samples": samples(rows, options.samples)} if options.samples else {})
+
+    def measure(state: TrainState) -> tuple[dict[str, float], dict[str, Sequence[str]]]:
         found = chunks(state, held.ids["fr"], held.ids["en"])
         words = {name: corpus.vocabulary[lang].decode(found[name]) for name, lang in WRITTEN.items()}
         values = {
@@ -101,8 +111,7 @@ def game_eval(config: ConfigDict, corpus: Corpus, part: str, beams: int) -> Call
             "length": float(found["lm"][1].mean()),
         }
         rows = {"French": held.text["fr"], "English": held.text["en"], "before": words["before"], "message": words["english"]}
-        rows |= {"German": held.text["de"], "output": words["german"]}
-        return {**values, "samples": samples(rows, options.samples)} if options.samples else values
+        return values, rows | {"German": held.text["de"], "output": words["german"]}
 
     return run
 

@@ -232,7 +232,7 @@ def test_a_toy_reward_is_learned():
         ("ppo", {"rl__minibatches": 3}, "does not split into 3 minibatches"),
         ("ppo", {"rl__ratio_mode": "stale"}, "rl.ratio_mode 'stale' is unknown"),
         ("ppo", {"elastic__mode": "elastic"}, "set elastic.decay"),
-        ("ppo", {"reward__kind": "model"}, "is not a workdir of rlhf_jax.reward_model"),
+        ("ppo", {"reward__kind": "model"}, "is neither a workdir of rlhf_jax.reward_model nor"),
         ("ppo", {"reward__kind": "vibes"}, "no reward 'vibes'"),
         ("ppo", {"init_from": "/nowhere"}, "nowhere"),
         ("ppo", {"rl__forward_rows": 5}, "do not split into chunks of 5"),
