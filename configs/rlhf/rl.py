@@ -100,6 +100,7 @@ def start(task: str, model: str) -> ConfigDict:
         "limit_p": 0.0,  # NLPO: actions are the tokens in this nucleus of an older policy, which is renewed
         "limit_every": 50,  # after so many iterations; 0.0: all tokens
     }
+    # A reset follows the iterations with the indices every, 2 every, ... (from 0; at_zero: 0 too).
     c.elastic = {"mode": "none", "decay": 0.0, "every": 0, "at_zero": False, "cadence": "iteration"}
     c.elastic.update({"reset_opt": False, "reset_critic": False})
     c.log.every = 1
@@ -147,7 +148,7 @@ def qa(c: ConfigDict, arm: str) -> None:
 
 
 def tldr(c: ConfigDict, arm: str) -> None:
-    """async_rlhf: 131,072 episodes."""
+    """async_rlhf: 131,072 episodes. PPO's critic starts from the proxy there: give --config.rl.value_from too."""
     c.update({"batch": 512, "steps": 256})
     c.sample.update({"prompt": 512, "response": 53, "temperature": 0.7})
     c.rl.update({"algorithm": arm, "eos_mode": "replace", "forward_rows": 64})
