@@ -93,10 +93,10 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
         if critic:
             trunk = transformer.init(key_for(0, 0, "value"), policy.cfg) if config.rl.value == "separate" else {}
             params["value"] = models.with_head(key_for(seed, 0, "value"), trunk, policy.cfg)
-        extra = {"kl": jnp.float32(config.rl.kl), **averages(params)}
+        extra = {"kl": jnp.float32(config.rl.kl), **copies(params)}
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
 
-    def averages(params: dict) -> dict:
+    def copies(params: dict) -> dict:
         """NLPO's older policy; the EMA of what a reset touches; the critic's start, whose head is fresh in each run."""
         limit = {"limit": elastic.snapshot(params["policy"])} if config.rl.limit_p else {}
         if not config.elastic.decay:
@@ -116,7 +116,7 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
             source = config.rl.value_from or config.init_from
             trunk = models.load(source, policy.cfg, ("reward", "policy"), head=True) if source else policy.base()
             params["value"] = {**state.params["value"], **{k: v for k, v in trunk.items() if k != "head"}}
-        return state.replace(params=params, opt_state=tx.init(params), extra={**state.extra, **averages(params)})
+        return state.replace(params=params, opt_state=tx.init(params), extra={**state.extra, **copies(params)})
 
     def step(state: TrainState, batch: dict, consts: dict) -> tuple[TrainState, dict]:
         if config.rl.limit_p:

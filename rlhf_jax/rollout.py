@@ -77,7 +77,7 @@ def judged(judge: Judge, prompts: list[str], tokeniser: Tokeniser) -> Callable[[
         P, k, N = made["tokens"].shape
         tokens = made["tokens"].reshape(P * k, N)
         index = np.repeat(batch["index"], k)
-        found = judge(index, [prompts[i] for i in index], [tokeniser.decode(row) for row in tokens.tolist()])
+        found = judge(index, [prompts[i] for i in index], tokeniser.decode_batch(tokens))
         ended = (tokens == tokeniser.eos).any(1)
         return {"score": found.astype(np.float32).reshape(P, k), "ended": ended.reshape(P, k)}
 

@@ -34,7 +34,7 @@ SMALL = (
     *(f"small_arithmetic_{arm}" for arm in ("ppo", "rloo", "dpo")),
     *(f"small_{name}" for name in PAPER if name.startswith(("qa", "tldr", "gsm8k"))),
 )
-TINY = ("tiny", "tiny_dpo", "tiny_lora")  # 'tiny_lora' with NLPO
+TINY = ("tiny", "tiny_dpo", "tiny_lora")
 VARIANTS = (*PAPER, *SMALL, *TINY)
 
 MODELS = {"imdb": "gpt2", "qa": "llama-7b", "tldr": "pythia-410m", "gsm8k": "rho-1b", "chat": "llama-3.1-8b"}
@@ -255,7 +255,7 @@ def tiny_arm(c: ConfigDict, arm: str) -> None:
     if arm == "dpo":
         c.rl.algorithm = "dpo"
         c.sample.each = 3
-    elif arm == "lora":  # with a head for a critic, in chunks
+    elif arm == "lora":  # with a head for a critic, in chunks, and NLPO
         c.lora.rank = 4
         c.sample.shortest = 6
         c.rl.update({"limit_p": 0.9, "limit_every": 2})

@@ -137,6 +137,16 @@ def test_given_pairs_are_ordered_anew(chain):
     assert all(min(len(row["chosen"]), 20) >= min(len(row["rejected"]), 20) for row in rows)
 
 
+def test_drifts_are_measured_at_temperature_1(chain, tmp_path):
+    """Greedy texts of an all but untrained model: about log 300 nats a token, where tempered log-probs would be near 0."""
+    config = load("rl.py:tiny", eval__temperature=0.001, steps=1, elastic__mode="none")
+    train(config, tmp_path)
+    found = last(tmp_path, "eval/")
+    assert 3 < found["nll_start_at_start"] < np.log(300)
+    assert found["ppl_response_at_start"] == pytest.approx(np.exp(found["nll_start_at_start"]), rel=0.2)
+    assert last(tmp_path, "test/")["length"] > 0
+
+
 def test_export_gives_a_folder_that_a_later_stage_starts_from(chain, tmp_path):
     export.export(str(chain / "sft"), tmp_path / "sft", None, "float32")
     export.export(str(chain / "judge"), tmp_path / "judge", None, "float32")
