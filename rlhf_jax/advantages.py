@@ -71,14 +71,6 @@ def rloo(rewards: jax.Array) -> jax.Array:
     return rewards - (rewards.sum(-1, keepdims=True) - rewards) / (k - 1)
 
 
-def reinforce(rewards: jax.Array, baseline: str = "none", running: jax.Array | float | None = None) -> jax.Array:
-    """Rewards less a baseline: 'none'; 'batch', the mean of all of them; 'running', a mean that the caller keeps."""
-    if baseline == "none":
-        return rewards
-    if baseline == "batch":
-        return rewards - rewards.mean()
-    if baseline == "running":
-        if running is None:
-            raise UserError("baseline 'running' needs the running mean of the rewards")
-        return rewards - running
-    raise UserError(f"unknown baseline {baseline!r}: use 'none', 'batch' or 'running'")
+def reinforce(rewards: jax.Array) -> jax.Array:
+    """Rewards less the mean of all of them."""
+    return rewards - rewards.mean()

@@ -32,6 +32,7 @@ def language(method: str, task: str, model: str, **values: Any) -> ConfigDict:
     c.model = {"preset": "" if own else model, **shape, "dtype": "float32" if own else "bfloat16", "remat": not own}
     c.lora = {"rank": 0, "alpha": 32.0, "targets": ("q", "v")}  # rank 0: all weights are trained
     c.sample = {"each": 1, "prompt": 64, "response": 48, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop": True}
+    c.sample.cut = task in ("imdb", "qa")  # longer prompts lose their beginning; else they are an error
     c.sample.shortest = 0  # a batch's length is drawn from here to `response`; 0: it is `response`
     c.eval = {"every": 100, "prompts": 256, "rows": 64, "temperature": 1.0}
     c.eval.corpus = {"texts": 0, "window": 1024, "stride": 512, "style": "rl4lms"}  # perplexity of human text; 0 texts: none
@@ -51,7 +52,7 @@ def task_of(c: ConfigDict, task: str) -> None:
     elif task == "tldr":  # SciTLDR stands in
         c.sample.update({"prompt": 192, "response": 48})
     elif task == "gsm8k":
-        c.sample.update({"prompt": 160, "response": 96})
+        c.sample.update({"prompt": 160, "response": 96, "cut": True})  # one question of a hundred is longer
     elif task == "qa":
         c.sample.update({"prompt": 96, "response": 64})
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rlhf_jax.tokenisers import Tokeniser, left_pad, right_pad
 from training.errors import UserError
@@ -25,17 +26,34 @@ class Rows:
 
 
 class Lengths(NamedTuple):
-    """Static lengths in tokens."""
+    """Static lengths in tokens. cut: longer prompts lose their beginning; else they are an error."""
 
     prompt: int
     response: int
+    cut: bool = False
+
+    @classmethod
+    def of(cls, options: ConfigDict) -> "Lengths":
+        """From a config's `sample` section."""
+        return cls(options.prompt, options.response, options.cut)
 
 
-def prompt_rows(prompts: Sequence[str], tokeniser: Tokeniser, length: int) -> Rows:
-    """{'prompt' int32 [n, C] padded and cut on the left, 'prompt_mask' bool [n, C], 'index' int32 [n]}."""
+def left(prompts: Sequence[str], tokeniser: Tokeniser, lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as ids int32 [n, C], padded on the left, and their mask bool [n, C]; UserError for one that is too long."""
+    rows = tokeniser.encode_batch(list(prompts))
+    longest = max(map(len, rows), default=0)
+    if longest > lengths.prompt and not lengths.cut:
+        raise UserError(
+            f"a prompt has {longest} tokens: raise sample.prompt ({lengths.prompt}), or set sample.cut to drop its beginning"
+        )
+    return left_pad(rows, lengths.prompt, tokeniser.pad)
+
+
+def prompt_rows(prompts: Sequence[str], tokeniser: Tokeniser, lengths: Lengths) -> Rows:
+    """{'prompt' int32 [n, C] padded on the left, 'prompt_mask' bool [n, C], 'index' int32 [n]}."""
     if not prompts:
         raise UserError("there are no prompts: check config.data")
-    ids, mask = left_pad(tokeniser.encode_batch(list(prompts)), length, tokeniser.pad)
+    ids, mask = left(prompts, tokeniser, lengths)
     if empty := int((~mask.any(1)).sum()):
         raise UserError(f"{empty} of {len(prompts)} prompts have no token; drop them from the data")
     return Rows({"prompt": ids, "prompt_mask": mask, "index": np.arange(len(ids), dtype=np.int32)})
@@ -49,11 +67,11 @@ def pieces(prompts: Sequence[str], completions: Sequence[str], tokeniser: Tokeni
     """
     if not prompts:
         raise UserError("there are no examples: check config.data")
-    left, left_mask = left_pad(tokeniser.encode_batch(list(prompts)), lengths.prompt, tokeniser.pad)
+    start, start_mask = left(prompts, tokeniser, lengths)
     ended = [[*ids, tokeniser.eos] for ids in tokeniser.encode_batch(list(completions))]
     right, right_mask = right_pad(ended, lengths.response, tokeniser.pad)
-    loss = np.concatenate([np.zeros_like(left_mask), right_mask], 1)
-    return {"ids": np.concatenate([left, right], 1), "mask": np.concatenate([left_mask, right_mask], 1), "loss": loss}
+    loss = np.concatenate([np.zeros_like(start_mask), right_mask], 1)
+    return {"ids": np.concatenate([start, right], 1), "mask": np.concatenate([start_mask, right_mask], 1), "loss": loss}
 
 
 def packed(texts: Sequence[str], tokeniser: Tokeniser, length: int) -> Rows:

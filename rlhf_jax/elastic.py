@@ -13,31 +13,15 @@ share one. `snapshot` copies, and `reset` returns new buffers.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from training.errors import UserError
 
 TARGETS = ("elastic", "ema", "init", "none")
-
-
-class Mode(NamedTuple):
-    """Published settings: EMA decay, iterations between resets, whether iteration 0 resets too, and when the EMA moves."""
-
-    decay: float
-    every: int
-    at_zero: bool
-    cadence: str  # 'iteration' (rollout and all its epochs), 'epoch' (each PPO epoch) or 'step' (each optimiser step)
-
-
-MODES = {
-    "imdb": Mode(0.995, 17, True, "iteration"),  # RL4LMs fork, branch paper: the EMA moves 8 % of the way between two resets
-    "stackllama": Mode(0.995, 260, False, "epoch"),  # er_training.py and the trl fork: 73 % to 99.5 %
-}
 
 
 def snapshot(params: Any) -> Any:
@@ -74,13 +58,6 @@ def due(count: int | jax.Array, every: int, at_zero: bool = False) -> jax.Array:
     if every == 0:
         return jnp.zeros_like(count, bool)
     return (count % every == 0) & (at_zero | (count > 0))
-
-
-def reset_iterations(mode: str, iterations: int) -> list[int]:
-    """After which iterations, counted from 1, a published mode resets: 'imdb' over 50 gives 1, 18 and 35."""
-    if mode not in MODES:
-        raise UserError(f"unknown mode {mode!r} of Elastic Reset: use one of {', '.join(MODES)}")
-    return (np.flatnonzero(due(np.arange(iterations), MODES[mode].every, MODES[mode].at_zero)) + 1).tolist()
 
 
 def reset(

@@ -6,10 +6,9 @@ the perplexity of a whole corpus have it as `ppl_corpus` (`eval.corpus`).
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,7 +19,7 @@ from rlhf_jax.models import Policy
 from rlhf_jax.tasks import Examples, Task
 from rlhf_jax.tokenisers import Tokeniser
 from training.errors import UserError
-from training.method import TrainState
+from training.method import Eval, TrainState
 from training.metrics import Text
 from training.rng import key_for
 from training.sharding import replicated
@@ -32,20 +31,35 @@ SHOWN = 6  # continuations in the report
 COUNTED = 50_000  # examples whose tokens are counted for comparison
 
 
-def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable[[], Any]) -> Callable[[TrainState, int], dict]:
-    """An `Eval.run` of a reinforcement-learning run, on the first `eval.prompts` prompts of the validation split.
+def evaluations(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable[[], Any]) -> dict[str, Eval]:
+    """{'eval': on the validation split, 'test': at the end of a run, on the test split}."""
+    options, how = world.config.eval, world.how._replace(samples=1, temperature=world.config.eval.temperature, shortest=0)
+    tools = Tools(drawing(world.policy, how, world.mesh), response_logps(world.policy, world.mesh))
+    every = {"eval": ("validation", options.every), "test": ("test", 0)}
+    return {name: Eval(n, evaluator(world, task, split, tokeniser, consts, tools)) for name, (split, n) in every.items()}
+
+
+class Tools(NamedTuple):
+    """Compiled once for all splits: (weights, rows, key) -> tokens; (weights, ids, mask) -> log-probs."""
+
+    draw: Callable[..., jax.Array]
+    logps: Callable[..., np.ndarray]
+
+
+def evaluator(
+    world: "World", task: Task, split: str, tokeniser: Tokeniser, consts: Callable[[], Any], tools: Tools
+) -> Callable[[TrainState, int], dict]:
+    """An `Eval.run` of a reinforcement-learning run, on the first `eval.prompts` prompts of a split.
 
     Every number also exists for the weights that the run started from ('<name>_at_start'), where curves begin.
     """
-    config, policy = world.config, world.policy
-    examples = task.splits["validation"].head(config.eval.prompts)
-    sample = sampled(policy, world.how, examples, tokeniser, config.eval, world.mesh)
-    human = nll_of_texts(policy, examples, tokeniser, world.how, config.eval.rows, world.mesh)
-    corpus = perplexity_of_texts(policy, task.texts["validation"], tokeniser, config.eval, world.mesh)
+    config, policy, compare = world.config, world.policy, tools.logps
+    examples = task.splits[split].head(config.eval.prompts)
+    sample = sampled(tools.draw, world.how, examples, tokeniser, config.eval, world.mesh)
+    human = nll_of_texts(compare, examples, tokeniser, world.how, config.eval.rows)
+    corpus = perplexity_of_texts(compare, task.texts[split], tokeniser, config.eval)
     judge = open_judge(config.reward, examples)
     gold = open_judge(config.gold, examples) if config.gold.kind else None
-    compare = response_logps(policy, world.mesh)
-    temperature = config.eval.temperature or 1.0
     start: dict[str, Any] = {}
 
     def measure(weights: dict, reference: dict) -> tuple[dict, list[str]]:
@@ -53,7 +67,7 @@ def evaluator(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable
         real = np.asarray(masks.response_masks(tokens, tokeniser.pad).mask)
         N = tokens.shape[1]
         own, theirs = (
-            np.concatenate([compare(w, *pair, temperature) for pair in zip(ids, mask, strict=True)])[: len(texts), -N:]
+            np.concatenate([compare(w, *pair) for pair in zip(ids, mask, strict=True)])[: len(texts), -N:]
             for w in (weights, reference)
         )
         prompt_length = np.concatenate(mask)[: len(texts)].sum(1) - real.sum(1)
@@ -94,8 +108,9 @@ def held_out(
     """
     examples = task.splits["validation"].head(config.eval.prompts)
     how = rollout.sampler(config.sample, tokeniser)
-    human = nll_of_texts(policy, examples, tokeniser, how, config.eval.rows, mesh)
-    sample = sampled(policy, how, examples, tokeniser, config.eval, mesh)
+    human = nll_of_texts(response_logps(policy, mesh), examples, tokeniser, how, config.eval.rows)
+    draw = drawing(policy, how._replace(samples=1, temperature=config.eval.temperature), mesh)
+    sample = sampled(draw, how, examples, tokeniser, config.eval, mesh)
     some = task.splits["train"].head(COUNTED)
     train, held = (data.pieces(x.prompts, x.references, tokeniser, how.lengths) for x in (some, examples))
     floor = text_metrics.ngram_nll(train, held, policy.cfg.vocab)
@@ -130,19 +145,24 @@ def exact(texts: list[str], examples: Examples) -> dict[str, float]:
     return {"exact": float(np.mean(score(np.arange(len(texts)), examples.prompts, texts)))}
 
 
+def drawing(policy: Policy, how: rollout.Sampler, mesh: Mesh) -> Callable[..., jax.Array]:
+    """(weights, rows with 'prompt' and 'prompt_mask', key) -> tokens [P, 1, N]."""
+    draw = lambda weights, rows, key: rollout.draw(weights, policy, rows, key, how)["tokens"]  # noqa: E731
+    return jax.jit(draw, out_shardings=replicated(mesh))
+
+
 def sampled(
-    policy: Policy, how: rollout.Sampler, examples: Examples, tokeniser: Tokeniser, options: ConfigDict, mesh: Mesh
-) -> Callable[[dict], tuple]:
+    draw: Callable[..., jax.Array], how: rollout.Sampler, examples: Examples, tokeniser: Tokeniser, options: ConfigDict,
+    mesh: Mesh,
+) -> Callable[[dict], tuple]:  # fmt: skip
     """weights -> (tokens [n, N], blocks of ids and mask of prompt + response, texts): one response a prompt, fixed keys."""
-    how = how._replace(samples=1, temperature=options.temperature, shortest=0)
-    blocks = blocked(data.prompt_rows(examples.prompts, tokeniser, how.lengths.prompt).arrays, options.rows)
-    draw = jax.jit(lambda weights, rows, key: rollout.draw(weights, policy, rows, key, how), out_shardings=replicated(mesh))
+    blocks = blocked(data.prompt_rows(examples.prompts, tokeniser, how.lengths).arrays, options.rows)
 
     def run(weights: dict) -> tuple:
         tokens, ids, mask = [], [], []
         for number, rows in enumerate(blocks):
             prompts = models.spread_rows({name: rows[name] for name in ("prompt", "prompt_mask")}, mesh)
-            drawn = np.asarray(draw(weights, prompts, key_for(0, number, "evaluation"))["tokens"])[:, 0]
+            drawn = np.asarray(draw(weights, prompts, key_for(0, number, "evaluation")))[:, 0]
             real = np.asarray(masks.response_masks(drawn, tokeniser.pad).mask)
             tokens.append(drawn)
             ids.append(np.concatenate([rows["prompt"], drawn], 1))
@@ -154,29 +174,27 @@ def sampled(
 
 
 def response_logps(policy: Policy, mesh: Mesh) -> Callable[..., np.ndarray]:
-    """(weights, ids [B, T], mask, temperature) -> log-probs float32 [B, T] of all tokens."""
+    """(weights, ids [B, T], mask) -> log-probs float32 [B, T] of all tokens, at temperature 1 however they were drawn."""
     run = jax.jit(
-        lambda weights, ids, mask, temperature: transformer.token_logprobs(weights, policy.cfg, ids, mask, temperature),
-        out_shardings=replicated(mesh),
+        lambda weights, ids, mask: transformer.token_logprobs(weights, policy.cfg, ids, mask), out_shardings=replicated(mesh)
     )
 
-    def call(weights: dict, ids: np.ndarray, mask: np.ndarray, temperature: float) -> np.ndarray:
-        return np.asarray(run(weights, *models.spread_rows((ids, mask), mesh), jnp.float32(temperature)))
+    def call(weights: dict, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return np.asarray(run(weights, *models.spread_rows((ids, mask), mesh)))
 
     return call
 
 
 def nll_of_texts(
-    policy: Policy, examples: Examples, tokeniser: Tokeniser, how: rollout.Sampler, rows: int, mesh: Mesh
+    logps: Callable[..., np.ndarray], examples: Examples, tokeniser: Tokeniser, how: rollout.Sampler, rows: int
 ) -> Callable[[dict], float]:
-    """weights -> mean of -log p over the tokens of the human completions (nats a token)."""
+    """weights -> mean of -log p over the tokens of the human completions (nats a token). logps: `response_logps`."""
     blocks = blocked(data.pieces(examples.prompts, examples.references, tokeniser, how.lengths), rows)
-    logps = response_logps(policy, mesh)
 
     def run(weights: dict) -> float:
         total = count = 0.0
         for part in blocks:
-            found = logps(weights, part["ids"], part["mask"], 1.0)
+            found = logps(weights, part["ids"], part["mask"])
             total -= np.where(part["loss"], found, 0).sum()
             count += part["loss"].sum()
         return float(total / count)
@@ -188,7 +206,7 @@ STYLES = ("rl4lms", "stackllama")  # texts joined by blank lines, tokens weighte
 
 
 def perplexity_of_texts(
-    policy: Policy, texts: list[str], tokeniser: Tokeniser, options: ConfigDict, mesh: Mesh
+    logps: Callable[..., np.ndarray], texts: list[str], tokeniser: Tokeniser, options: ConfigDict
 ) -> Callable[[dict], dict[str, float]]:
     """weights -> {'ppl_corpus'} of the first `options.corpus.texts` texts, read as one; {} for none."""
     corpus = options.corpus
@@ -198,9 +216,8 @@ def perplexity_of_texts(
         raise UserError(f"eval.corpus.style {corpus.style!r} is unknown: use one of {', '.join(STYLES)}")
     blank = corpus.style == "rl4lms"
     ids = text_metrics.join_texts(texts[: corpus.texts], tokeniser.encode, None if blank else tokeniser.eos)
-    logps = response_logps(policy, mesh)
     shape = {"window": corpus.window, "stride": corpus.stride, "batch": options.rows, "weighted": blank}
-    read = lambda weights: text_metrics.corpus_perplexity(ids, lambda i, m: logps(weights, i, m, 1.0), **shape)  # noqa: E731
+    read = lambda weights: text_metrics.corpus_perplexity(ids, lambda i, m: logps(weights, i, m), **shape)  # noqa: E731
     return lambda weights: {"ppl_corpus": read(weights)}
 
 

@@ -143,7 +143,7 @@ def save(
         config |= hub_config.labels(1)
     if tokeniser is not None:
         if tokeniser.size > cfg.vocab:
-            raise UserError(f"the tokeniser has {tokeniser.size} tokens, the model {cfg.vocab}: call hub.match_vocab first")
+            raise UserError(f"the tokeniser has {tokeniser.size} tokens, the model {cfg.vocab}: use the model's own tokeniser")
         config |= {"eos_token_id": tokeniser.eos, "pad_token_id": tokeniser.pad}
         tokeniser.save(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,24 +200,11 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(beside, path)
 
 
-def match_vocab(cfg: TransformerConfig, params: dict, tokeniser: Tokeniser) -> tuple[TransformerConfig, dict]:
-    """A model whose vocabulary holds every token of a tokeniser; unchanged if it does so already.
-
-    A padding token that tokenisers.load added behind the last id gets the mean row of embedding and head: an average logit,
-    hardly ever sampled, where a row of 0 could win (GPT-2's logits are far below 0).
-
-    Raises UserError for vocabularies that do not belong together. Padded ones are fine (Pythia: 50,277 tokens, 50,304 rows).
-    """
-    spare = cfg.vocab - tokeniser.size
-    if 0 <= spare <= SPARE:
-        return cfg, params
-    if spare != -1 or tokeniser.pad != cfg.vocab:
-        raise UserError(f"the tokeniser has {tokeniser.size} tokens, the model {cfg.vocab}: use the model's own tokeniser")
-    return add_padding(cfg, params)
-
-
 def add_padding(cfg: TransformerConfig, params: dict) -> tuple[TransformerConfig, dict]:
-    """One more row in the vocabulary, for a padding token: the mean of the others."""
+    """One more row in the vocabulary, for a padding token that `tokenisers.load` added behind the last id.
+
+    Embedding and head get the mean row: an average logit, where a row of 0 could win (GPT-2's logits are far below 0).
+    """
     tokens = np.asarray(params["embed"]["tokens"])
     grown = {**params, "embed": {**params["embed"], "tokens": _with_mean(tokens, 0)}}
     if "head" in params:

@@ -8,25 +8,6 @@ import jax.numpy as jnp
 
 from training.errors import UserError
 
-ESTIMATORS = ("k1", "k2", "k3")
-
-
-def estimate(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, kind: str = "k1") -> jax.Array:
-    """KL(pi || ref) token by token, from samples of pi: [..., N], 0 off the mask. With d = logp - ref (Schulman 2020):
-
-    'k1'  d                 unbiased, may be negative
-    'k2'  d^2 / 2           biased, small variance
-    'k3'  exp(-d) - 1 + d   unbiased, never negative
-
-    A response's KL is the sum over the last axis (trl's and async_rlhf's unit); RL4LMs averages over tokens.
-    """
-    if kind not in ESTIMATORS:
-        raise UserError(f"unknown KL estimator {kind!r}: use one of {', '.join(ESTIMATORS)}")
-    difference = jnp.where(mask, logp - ref_logp, 0)  # before the exponential, else padding can give NaN gradients
-    if kind == "k1":
-        return difference
-    return jnp.square(difference) / 2 if kind == "k2" else jnp.expm1(-difference) + difference
-
 
 def control(
     kind: str,

@@ -7,7 +7,6 @@ The trained tree holds nothing but a and b, in the places of their layers, so th
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +60,3 @@ def merge(params: dict) -> dict:
     change = jnp.einsum("lir,lro->lio", a, b, precision="highest")
     rest = {name: x for name, x in params.items() if name not in ("a", "b", "scale")}
     return {**rest, "kernel": (kernel + params["scale"][:, None, None] * change).astype(params["kernel"].dtype)}
-
-
-def count(tree: Any) -> int:
-    """Number of parameters of a tree of arrays or shapes."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

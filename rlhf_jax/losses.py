@@ -111,12 +111,6 @@ def ppo_value(
     return masked_mean(jnp.maximum(free, held), mask) / 2, {"clip_fraction": masked_mean(held > free, mask)}
 
 
-def entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean entropy (nats) of the next-token distributions at the places of `mask`; logits [..., N, V], mask [..., N]."""
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return masked_mean(-(jnp.exp(log_probs) * log_probs).sum(-1), mask)
-
-
 def reinforce(logp: jax.Array, advantages: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, Scalars]:
     """-mean A logp, for responses [...] or, with a mask, for tokens [..., N] (Williams 1992). No ratio: for on-policy data."""
     mask = jnp.ones(logp.shape, bool) if mask is None else mask
@@ -158,11 +152,6 @@ def best_worst(scores: jax.Array) -> Pairs:
     """
     best, worst = jnp.argmax(scores, -1).astype(jnp.int32), jnp.argmin(scores, -1).astype(jnp.int32)
     return Pairs(best, worst, scores.max(-1) == scores.min(-1))
-
-
-def pick(samples: jax.Array, index: jax.Array) -> jax.Array:
-    """One sample of each prompt: samples [P, k, ...], index int [P] -> [P, ...]."""
-    return jax.vmap(lambda x, i: x[i])(samples, index)
 
 
 def dpo(

@@ -12,21 +12,8 @@ import jax.numpy as jnp
 from training.errors import UserError
 
 
-def truncate(tokens: jax.Array, eos: int | None, pad: int) -> jax.Array:
-    """Everything after the first EOS becomes pad; tokens int [..., N]. Without an EOS id nothing changes.
-
-    Raises UserError where pad is EOS: a response that ends could then not be told from one that was cut off.
-    """
-    if eos is None:
-        return tokens
-    if eos == pad:
-        raise UserError(f"the padding id is the EOS id ({eos}): give the tokeniser a padding token of its own")
-    ends = tokens == eos
-    return jnp.where(jnp.cumsum(ends, -1) - ends > 0, pad, tokens)
-
-
 class ResponseMasks(NamedTuple):
-    """Of truncated responses with N places.
+    """Of responses with N places.
 
     seq_len  int32 [...]      index (not count) of the last real token, N - 1 without padding, -1 for an empty response
     mask     bool [..., N]    the real tokens, t <= seq_len: log-probs, KL, policy loss
@@ -39,8 +26,7 @@ class ResponseMasks(NamedTuple):
 
 
 def response_masks(tokens: jax.Array, pad: int) -> ResponseMasks:
-    """Masks of responses int [..., N] that have gone through `truncate`. A response ends before its first pad, even where the
-    policy itself drew the pad token."""
+    """Masks of responses int [..., N] with padding after their end, as the sampler makes them: a response ends before it."""
     length = tokens.shape[-1]
     padding = tokens == pad
     seq_len = jnp.where(padding.any(-1), jnp.argmax(padding, -1), length).astype(jnp.int32) - 1
@@ -59,11 +45,6 @@ def score_index(seq_len: jax.Array, length: int, place: str = "after") -> jax.Ar
     if place == "last":
         return jnp.maximum(seq_len, 0)
     raise UserError(f"unknown place of the score {place!r}: use 'after' or 'last'")
-
-
-def has_eos(tokens: jax.Array, eos: int) -> jax.Array:
-    """Whether a response ends by itself, int [..., N] -> bool [...]. Response tokens only: chat prompts hold EOS themselves."""
-    return (tokens == eos).any(-1)
 
 
 def eos_mode(score: jax.Array, has_eos: jax.Array, mode: str, value: float) -> jax.Array:

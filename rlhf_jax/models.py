@@ -61,10 +61,8 @@ def model_config(options: ConfigDict, tokeniser: Tokeniser) -> TransformerConfig
         cfg = PRESETS[options.preset]
         if tokeniser.size == cfg.vocab + 1 and tokeniser.pad == cfg.vocab:  # a padding token of our own (GPT-2 has none)
             cfg = dataclasses.replace(cfg, vocab=tokeniser.size)
-        if cfg.vocab < tokeniser.size:
-            raise UserError(
-                f"the tokeniser has {tokeniser.size} tokens, {options.preset} only {cfg.vocab}: use its own tokeniser"
-            )
+        if not 0 <= cfg.vocab - tokeniser.size <= (cfg.vocab if tokeniser.own else hub.SPARE):
+            raise UserError(f"the tokeniser has {tokeniser.size} tokens, {options.preset} {cfg.vocab}: use its own tokeniser")
     else:
         shape = {name: options[name] for name in ("layers", "width", "heads", "context")}
         cfg = TransformerConfig(vocab=tokeniser.size, **shape)

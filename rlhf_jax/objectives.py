@@ -66,7 +66,7 @@ def sequence_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
 
 def batch_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
     """The same R, less the mean of the batch (REINFORCE)."""
-    return {"advantage": advantages.reinforce(_rewards(s, beta), "batch")}
+    return {"advantage": advantages.reinforce(_rewards(s, beta))}
 
 
 def rloo_loss(logps: jax.Array, values: None, item: dict, rl: ConfigDict) -> tuple[jax.Array, dict]:

@@ -1,9 +1,11 @@
-"""Preference pairs made here: two samples of a trained model for each prompt, ordered by a gold judge (Gao et al. 2022).
+"""Preference pairs by a gold judge (Gao et al. 2022): two samples of a model for each prompt, or given pairs ordered anew.
 
     python -m rlhf_jax.preferences RUN --gold lexicon --out pairs.jsonl [--prompts 4000] [--seed 0]
+    python -m rlhf_jax.preferences RUN --relabel --gold model --gold-run runs/gold --out pairs.jsonl
 
-RUN is a workdir of rlhf_jax.sft or rlhf_jax.rl. The file has one JSON object a line: split, prompt, chosen, rejected. Pairs
-that the judge scores alike are left out. A reward model takes it as --config.pairs.
+RUN is a workdir of rlhf_jax.sft or rlhf_jax.rl. The file has one JSON object a line: split, prompt, chosen, rejected. Of the
+samples, pairs that the judge scores alike are left out; pairs of the task keep their order then. A reward model takes the file
+as --config.pairs.
 """
 
 import argparse
@@ -17,11 +19,12 @@ from ml_collections import ConfigDict
 from launch.cli import guarded
 from rlhf_jax import data, models, rollout, text_metrics
 from rlhf_jax.judges import open_judge
-from rlhf_jax.tasks import Pairs
+from rlhf_jax.tasks import Examples, Pairs
 from rlhf_jax.tasks.base import pairs_of
 from rlhf_jax.tasks.files import read_jsonl
 from training import runtime
 from training.config import load_saved
+from training.errors import UserError
 from training.rng import key_for
 
 SPLITS = ("train", "validation")
@@ -50,7 +53,7 @@ def make(run: str, gold: ConfigDict, *, prompts: int, seed: int) -> list[dict[st
     for split, number in zip(SPLITS, (prompts, max(prompts // 10, 1)), strict=True):
         examples = task.splits[split].head(number)
         judge = open_judge(gold, examples)
-        arrays = data.prompt_rows(examples.prompts, tokeniser, how.lengths.prompt).arrays
+        arrays = data.prompt_rows(examples.prompts, tokeniser, how.lengths).arrays
         place = np.arange(len(examples.prompts))
         for start in range(0, len(place), ROWS):
             index = np.resize(place[start : start + ROWS], ROWS)  # one program: the last block repeats its rows
@@ -66,17 +69,34 @@ def make(run: str, gold: ConfigDict, *, prompts: int, seed: int) -> list[dict[st
     return found
 
 
+def relabelled(run: str, gold: ConfigDict) -> list[dict[str, str]]:
+    """Rows of `FIELDS`: the task's own pairs, better one first by the gold judge (Noukhovitch et al. 2025, TL;DR)."""
+    task, _ = models.open_data(load_saved(run))
+    if not task.pairs:
+        raise UserError(f"the task {task.name} has no pairs to relabel: leave out --relabel to sample some")
+    found = []
+    for split in SPLITS:
+        pairs = task.pairs[split]
+        index = np.arange(len(pairs.prompts))
+        judge = open_judge(gold, Examples(pairs.prompts, pairs.chosen, [""] * len(index)))
+        ordered = text_metrics.relabel(pairs, *(judge(index, pairs.prompts, side) for side in (pairs.chosen, pairs.rejected)))
+        found += [{"split": split, "prompt": p, "chosen": c, "rejected": r} for p, c, r in zip(*ordered, strict=True)]
+    return found
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.preferences", description=__doc__.split("\n")[0])
     parser.add_argument("run", help="workdir whose model is sampled")
     parser.add_argument("--gold", default="lexicon", help="kind of the judge: lexicon, exact, length, model, classifier")
     parser.add_argument("--gold-run", default="", help="workdir or folder of a model that judges")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--relabel", action="store_true", help="order the pairs of the task; sample nothing")
     parser.add_argument("--prompts", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     runtime.setup()
-    rows = make(args.run, ConfigDict({"kind": args.gold, "run": args.gold_run}), prompts=args.prompts, seed=args.seed)
+    gold = ConfigDict({"kind": args.gold, "run": args.gold_run})
+    rows = relabelled(args.run, gold) if args.relabel else make(args.run, gold, prompts=args.prompts, seed=args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"{len(rows)} pairs in {args.out}")

@@ -1,5 +1,6 @@
 """Reward models: a decoder with a scalar head, trained on pairs (Bradley-Terry) or on labelled texts (logistic regression)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,12 +42,15 @@ def rows(config: ConfigDict, task: Task, tokeniser: Tokeniser, split: str) -> da
         if split not in task.labelled:
             raise UserError(f"the task {task.name} has no labelled texts ({split}): use objective 'pairs'")
         return data.labelled_rows(*task.labelled[split], tokeniser, config.length)
-    pairs = preferences.read(config.pairs)[split] if config.pairs else task.pairs.get(split)
-    if pairs is None:
+    return pairs(config, task, tokeniser, split)
+
+
+def pairs(config: ConfigDict, task: Task, tokeniser: Tokeniser, split: str) -> data.Rows:
+    """Pairs of a split, from the file `config.pairs` or the task."""
+    found = preferences.read(config.pairs)[split] if config.pairs else task.pairs.get(split)
+    if found is None:
         raise UserError(f"the task {task.name} has no pairs ({split}): give config.pairs, or use objective 'labels'")
-    return data.pair_rows(
-        pairs.prompts, pairs.chosen, pairs.rejected, tokeniser, data.Lengths(config.sample.prompt, config.sample.response)
-    )
+    return data.pair_rows(*found, tokeniser, data.Lengths.of(config.sample))
 
 
 def make_method(config: ConfigDict, cfg: TransformerConfig, validation: data.Rows, mesh: Mesh) -> Method:
@@ -68,7 +72,8 @@ def make_method(config: ConfigDict, cfg: TransformerConfig, validation: data.Row
         return loss, (metrics, extra)
 
     step = make_step(loss_fn, tx, accumulate=config.accumulate)
-    evals = {"eval": Eval(config.eval.every, evaluate(objective, cfg, validation, config.eval.rows, mesh))}
+    look = lambda state, rows, consts: objective(state.params["reward"], cfg, rows)  # noqa: E731
+    evals = {"eval": Eval(config.eval.every, evaluate(look, validation, config.eval.rows, mesh))}
     warm_or_none = warm if config.init_from else None
     return Method(init=init, step=step, evals=evals, rules=transformer.RULES, warm=warm_or_none)
 
@@ -89,9 +94,16 @@ def label_loss(params: dict, cfg: TransformerConfig, batch: dict) -> tuple[jax.A
     return loss, {"accuracy": ((score > 0) == (label > 0.5)).mean(), "score": score.mean()}
 
 
-def evaluate(objective: Any, cfg: TransformerConfig, validation: data.Rows, batch: int, mesh: Mesh) -> Any:
-    """Loss and metrics over the validation rows, in whole batches of `batch` rows (the last rows may be left out)."""
-    run = jax.jit(lambda params, rows: objective(params, cfg, rows), out_shardings=replicated(mesh))
+def evaluate(
+    objective: Callable[[TrainState, dict, Any], tuple[jax.Array, dict]], validation: data.Rows, batch: int, mesh: Mesh,
+    consts: Callable[[], Any] = tuple,
+) -> Callable[[TrainState, int], dict[str, float]]:  # fmt: skip
+    """Loss and metrics over the validation rows, in whole batches of `batch` rows (the last rows may be left out).
+
+    Args:
+      objective: (state, rows, `consts()`) -> (loss, metrics).
+    """
+    run = jax.jit(objective, out_shardings=replicated(mesh))
     size = min(batch, len(validation))
     starts = range(0, len(validation) - size + 1, size)
 
@@ -99,7 +111,7 @@ def evaluate(objective: Any, cfg: TransformerConfig, validation: data.Rows, batc
         found = []
         for start in starts:
             part = validation.batch(np.arange(start, start + size), np.zeros(0))
-            loss, metrics = run(state.params["reward"], models.spread_rows(part, mesh))
+            loss, metrics = run(state, models.spread_rows(part, mesh), consts())
             found.append({"loss": float(loss), **{name: float(x) for name, x in metrics.items()}})
         return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
 

@@ -15,13 +15,13 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from rlhf_jax import elastic, kl, losses, masks, models, rollout, sampling, transformer
-from rlhf_jax.evaluate import evaluator
+from rlhf_jax.evaluate import evaluations
 from rlhf_jax.judges import open_judge
 from rlhf_jax.models import Policy
 from rlhf_jax.objectives import OBJECTIVES, Scored, kept
 from training import optim
 from training.errors import UserError
-from training.method import Eval, Method, Stream, TrainState
+from training.method import Method, Stream, TrainState
 from training.rng import key_for
 from training.sharding import BATCH, batch_ways, check_batch
 
@@ -47,8 +47,7 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     examples = task.splits["train"]
     judge = open_judge(config.reward, examples)
     stream = rollout.stream(config, policy, how, examples.prompts, judge, tokeniser, consts, mesh)
-    evals = {"eval": Eval(config.eval.every, evaluator(world, task, tokeniser, consts))}
-    return make_method(world, consts, evals), stream
+    return make_method(world, consts, evaluations(world, task, tokeniser, consts)), stream
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -94,10 +93,10 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
         if critic:
             trunk = transformer.init(key_for(0, 0, "value"), policy.cfg) if config.rl.value == "separate" else {}
             params["value"] = models.with_head(key_for(seed, 0, "value"), trunk, policy.cfg)
-        extra = {"kl": jnp.float32(config.rl.kl), **averages(params)}
+        extra = {"kl": jnp.float32(config.rl.kl), **copies(params)}
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
 
-    def averages(params: dict) -> dict:
+    def copies(params: dict) -> dict:
         """NLPO's older policy; the EMA of what a reset touches; the critic's start, whose head is fresh in each run."""
         limit = {"limit": elastic.snapshot(params["policy"])} if config.rl.limit_p else {}
         if not config.elastic.decay:
@@ -117,7 +116,7 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
             source = config.rl.value_from or config.init_from
             trunk = models.load(source, policy.cfg, ("reward", "policy"), head=True) if source else policy.base()
             params["value"] = {**state.params["value"], **{k: v for k, v in trunk.items() if k != "head"}}
-        return state.replace(params=params, opt_state=tx.init(params), extra={**state.extra, **averages(params)})
+        return state.replace(params=params, opt_state=tx.init(params), extra={**state.extra, **copies(params)})
 
     def step(state: TrainState, batch: dict, consts: dict) -> tuple[TrainState, dict]:
         if config.rl.limit_p:
@@ -140,7 +139,10 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
 
 
 def prepare(state: TrainState, batch: dict, consts: dict, world: World) -> tuple[dict, dict]:
-    """What stays fixed during the updates: items for the loss, each [P, ...], and metrics of the rollout."""
+    """What stays fixed during the updates: items for the loss, each [P, ...], and metrics of the rollout.
+
+    Of the metrics 'kl', 'kl_token' and 'length' are those of the samples that are learned from.
+    """
     config, policy = world.config, world.policy
     rl, objective = config.rl, OBJECTIVES[config.rl.algorithm]
     score = masks.eos_mode(batch["score"], batch["ended"], rl.eos_mode, rl.eos_value)

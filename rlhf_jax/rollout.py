@@ -19,13 +19,14 @@ from rlhf_jax.judges import Judge
 from rlhf_jax.models import Policy
 from rlhf_jax.tokenisers import Tokeniser
 from training.data import DatasetStream
+from training.errors import UserError
 from training.generate import GeneratorStream
 from training.method import TrainState
 from training.rng import key_for
 
 
 class Sampler(NamedTuple):
-    """How responses are drawn. `eos` None never stops: responses have their full length (IMDB, StackLLaMA).
+    """How responses are drawn. EOS is not drawn before `min_new` other tokens: with lengths.response never (IMDB, StackLLaMA).
 
     shortest: a batch's full length is uniform in [shortest, lengths.response] (StackLLaMA); 0: always lengths.response.
     """
@@ -35,17 +36,19 @@ class Sampler(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
-    eos: int | None
+    eos: int
     pad: int
+    min_new: int
     shortest: int
 
 
 def sampler(options: ConfigDict, tokeniser: Tokeniser) -> Sampler:
     """From a config's `sample` section."""
-    eos = tokeniser.eos if options.stop else None
+    if not 0 <= options.shortest <= options.response:
+        raise UserError(f"sample.shortest {options.shortest} must be 0 (off) or up to sample.response {options.response}")
     return Sampler(
-        options.each, Lengths(options.prompt, options.response), options.temperature, options.top_k, options.top_p, eos,
-        tokeniser.pad, options.shortest,
+        options.each, Lengths.of(options), options.temperature, options.top_k, options.top_p,
+        tokeniser.eos, tokeniser.pad, 0 if options.stop else options.response, options.shortest,
     )  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def draw(
     ids, mask = (jnp.repeat(prompts[name], k, axis=0) for name in ("prompt", "prompt_mask"))
     found = sampling.generate(
         params, policy.cfg, ids, mask, key, max_new=how.lengths.response, temperature=how.temperature, top_k=how.top_k,
-        top_p=how.top_p, eos=how.eos, pad=how.pad, limit=limit, limit_p=limit_p,
+        top_p=how.top_p, eos=how.eos, pad=how.pad, min_new=how.min_new, limit=limit, limit_p=limit_p,
     )  # fmt: skip
     tokens, logps = found.tokens, found.logps
     if how.shortest:
@@ -74,7 +77,7 @@ def judged(judge: Judge, prompts: list[str], tokeniser: Tokeniser) -> Callable[[
         P, k, N = made["tokens"].shape
         tokens = made["tokens"].reshape(P * k, N)
         index = np.repeat(batch["index"], k)
-        found = judge(index, [prompts[i] for i in index], [tokeniser.decode(row) for row in tokens.tolist()])
+        found = judge(index, [prompts[i] for i in index], tokeniser.decode_batch(tokens))
         ended = (tokens == tokeniser.eos).any(1)
         return {"score": found.astype(np.float32).reshape(P, k), "ended": ended.reshape(P, k)}
 
@@ -86,7 +89,7 @@ def stream(
     consts: Callable[[], Any], mesh: Mesh,
 ) -> GeneratorStream:  # fmt: skip
     """Rollouts of `config.batch` prompts by the current policy."""
-    rows: Rows = prompt_rows(prompts, tokeniser, how.lengths.prompt)
+    rows: Rows = prompt_rows(prompts, tokeniser, how.lengths)
     source = DatasetStream(rows, batch=config.batch, seed=config.seed, mesh=mesh)
 
     def generate(state: TrainState, batch: dict, consts: Any) -> dict:

@@ -32,7 +32,7 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
 
 def rows(config: ConfigDict, task: Task, tokeniser: Tokeniser, split: str) -> data.Rows:
     """Examples of a split in the form that `config.form` names."""
-    lengths = data.Lengths(config.sample.prompt, config.sample.response)
+    lengths = data.Lengths.of(config.sample)
     if config.form == "packed":
         return data.packed(task.texts[split], tokeniser, config.length)
     examples = task.splits[split]

@@ -59,14 +59,26 @@ def curve(workdir: Path, reward: str, drift: str) -> tuple[Points, tuple[float, 
     return tradeoff.points([here, *rows], reward, drift), start
 
 
-def compare(runs: dict[str, list[Path]], free: str, reward: str, drift: str, d_max: float | None = None) -> dict[str, Any]:
-    """{'top', 'd_max', 'arms': {arm: {measure: Estimate}}, 'curves'} for one kind of drift, over the start's up to `d_max`."""
+def together(runs: Sequence[Points]) -> Points:
+    """The evaluations of several runs as one cloud."""
+    return Points(*(np.concatenate(x) for x in zip(*runs, strict=True)))
+
+
+def compare(
+    runs: dict[str, list[Path]], free: str, reward: str, drift: str, d_max: float = 0.0, pool: str = ""
+) -> dict[str, Any]:
+    """{'top', 'd_max', 'arms': {arm: {measure: Estimate}}, 'curves'} for one kind of drift, over the start's up to `d_max`.
+
+    pool: beginning of the names of arms that also count together, seed by seed (KL penalties of several weights).
+    """
     if free not in runs:
         raise UserError(f"no finished run of {free!r}, which sets the scale; the arms are {', '.join(runs)}")
     raw = {arm: [curve(path, reward, drift) for path in paths] for arm, paths in runs.items()}
     top = float(np.mean([points.reward.max() for points, _ in raw[free]]))
     d_max = d_max or float(np.mean([points.drift[-1] - start[0] for points, start in raw[free]]))
     scaled = {arm: [tradeoff.normalise(points, start=start, top=top) for points, start in each] for arm, each in raw.items()}
+    if pooled := [each for arm, each in scaled.items() if pool and arm.startswith(pool)]:
+        scaled[f"{pool}*"] = [together(seeds) for seeds in zip(*pooled, strict=False)]
     budgets = [share * d_max for share in SHARES]
     return {
         "top": top, "d_max": d_max, "budgets": budgets, "arms": tradeoff.compare(scaled, d_max, budgets),
@@ -113,11 +125,11 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def write(runs: Path, out: Path, free: str, reward: str, drifts: Sequence[str]) -> None:
+def write(runs: Path, out: Path, free: str, reward: str, drifts: Sequence[str], pool: str = "") -> None:
     """Tables and plot of all drifts ('name' or 'name=largest') into `out`."""
     arms = finished(runs)
     named = [drift.partition("=") for drift in drifts]
-    found = {drift: compare(arms, free, reward, drift, float(largest or 0)) for drift, _, largest in named}
+    found = {drift: compare(arms, free, reward, drift, float(largest or 0), pool) for drift, _, largest in named}
     out.mkdir(parents=True, exist_ok=True)
     for drift, each in found.items():
         save(table(each, reward, drift), out / f"tradeoff-{drift.replace('/', '-')}.table.json")
@@ -159,12 +171,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--free", default="ppo", help="arm without a penalty, which sets the scale")
     parser.add_argument("--reward", default="eval/score")
     parser.add_argument("--drifts", nargs="+", default=list(DRIFTS), metavar="DRIFT[=LARGEST]")
+    parser.add_argument("--pool", default="", help="arms whose names begin so also count together")
     parser.add_argument("--finals", nargs="+", metavar="METRIC", help="a table of last values instead of the trade-off")
     args = parser.parse_args(argv)
     if args.finals:
         save(last(finished(args.runs), args.finals), args.out / "finals.table.json")
     else:
-        write(args.runs, args.out, args.free, args.reward, args.drifts)
+        write(args.runs, args.out, args.free, args.reward, args.drifts, args.pool)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,16 @@ BYTES = 256
 
 @dataclasses.dataclass(frozen=True)
 class Tokeniser:
-    """A tokenizer with the ids of EOS and padding, which differ."""
+    """A tokenizer with the ids of EOS and padding, which differ. own: made here, not read from files."""
 
     tokenizer: Tokenizer
     eos: int
     pad: int
+    own: bool = True
 
     @property
     def size(self) -> int:
-        """One above the highest id. A model's vocabulary may be larger (padded): see `hub.match_vocab`."""
+        """One above the highest id. A model's vocabulary may be larger (padded)."""
         return 1 + max(self.tokenizer.get_vocab().values())
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -103,7 +104,7 @@ def load(path: Path | str) -> Tokeniser:
     if pad is None:
         tokenizer.add_special_tokens(["[PAD]"])
         pad = tokenizer.token_to_id("[PAD]")
-    return Tokeniser(tokenizer, eos, pad)
+    return Tokeniser(tokenizer, eos, pad, own=False)
 
 
 def _named(folder: Path, kind: str) -> list[str | int]:

@@ -53,7 +53,7 @@ def adam(
     warmup: int = 0,
     steps: int | None = None,
 ) -> optax.GradientTransformation:
-    """Adam, or AdamW when `weight_decay` > 0 (decay on arrays of rank >= 2 only).
+    """Adam, or AdamW when `weight_decay` > 0 (not on vectors, nor on stacked ones: arrays called bias or scale).
 
     Args:
       lr: peak learning rate; 0 freezes the parameters.
@@ -65,9 +65,15 @@ def adam(
     chain = [] if clip is None else [optax.clip_by_global_norm(clip)]
     chain.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
     if weight_decay:
-        chain.append(optax.add_decayed_weights(weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)))
+        chain.append(optax.add_decayed_weights(weight_decay, mask=decays))
     chain.append(optax.scale_by_learning_rate(_schedule(lr, schedule, warmup, steps)))
     return optax.chain(*chain)
+
+
+def decays(params: Any) -> Any:
+    """Which arrays weight decay is for."""
+    is_matrix = lambda path, p: p.ndim >= 2 and path_name(path[-1:]) not in ("bias", "scale")  # noqa: E731
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def _schedule(lr: float, schedule: str, warmup: int, steps: int | None) -> optax.Schedule | float:

@@ -6,6 +6,7 @@ Variants
     tldr       Pythia from the SFT run on relabelled comparisons (Noukhovitch et al. 2025; accelerator; --config.init_from)
     qa, chat   LLaMA-7B, Llama-3.1-8B on StackExchange pairs and on preferences (accelerator)
     small_labels    sentiment of IMDB sentences: the stand-in for distilbert-imdb, 2 cores
+    small_tldr, small_qa    AlpacaEval's preferences, 2 cores
     small_pairs     pairs made by rlhf_jax.preferences (--config.pairs=FILE.jsonl), from an SFT run
     tiny    tests
 """
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.config import language, task_of, tiny
 
-VARIANTS = ("tldr", "qa", "chat", "small_labels", "small_pairs", "tiny")
+VARIANTS = ("tldr", "qa", "chat", "small_labels", "small_pairs", "small_tldr", "small_qa", "tiny")
 
 
 def get_config(variant: str = "small_labels") -> ConfigDict:
@@ -33,8 +34,9 @@ def get_config(variant: str = "small_labels") -> ConfigDict:
         c.sample.update({"prompt": 512, "response": 512})
         c.optim.update({"lr": 3e-6, "schedule": "linear", "steps": 38})
     elif variant.startswith("small"):
-        c = language("rlhf_jax.reward_model", "imdb", "small", batch=64, steps=1000)
-        task_of(c, "imdb")
+        task = {"small_tldr": "tldr", "small_qa": "qa"}.get(variant, "imdb")
+        c = language("rlhf_jax.reward_model", task, "small", batch=64, steps=1000)
+        task_of(c, task)
         if variant == "small_pairs":  # two epochs of 9,000 pairs; 22 of 2,900 gave a held-out loss of 1.5
             c.steps = 280
         c.optim.update({"lr": 1e-3, "clip": 1.0, "schedule": "cosine", "warmup": 50, "steps": c.steps})

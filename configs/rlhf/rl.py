@@ -12,6 +12,7 @@ Variants <task>_<arm>
     small_imdb_{ppo,kl,elastic,elastic_often,ema,init,elastic_opt,rloo,dpo,best_of_n,reinforce}    1 M parameters, 2 cores
     small_proxy_{ppo,rloo,dpo,best_of_n}    the same against a reward model learned from pairs, 128 completions a step, 2 cores
     small_arithmetic_{ppo,rloo,dpo}    exact match of equations, 2 cores
+    small_{qa,tldr,gsm8k}_ARM          the published settings with 1 M parameters: they run, they teach little
     tiny, tiny_dpo, tiny_lora          tests
 """
 
@@ -31,8 +32,9 @@ SMALL = (
     *(f"small_imdb_{arm}" for arm in ARMS),
     *(f"small_proxy_{arm}" for arm in ("ppo", "rloo", "dpo", "best_of_n")),
     *(f"small_arithmetic_{arm}" for arm in ("ppo", "rloo", "dpo")),
+    *(f"small_{name}" for name in PAPER if name.startswith(("qa", "tldr", "gsm8k"))),
 )
-TINY = ("tiny", "tiny_dpo", "tiny_lora")  # 'tiny_lora' with NLPO
+TINY = ("tiny", "tiny_dpo", "tiny_lora")
 VARIANTS = (*PAPER, *SMALL, *TINY)
 
 MODELS = {"imdb": "gpt2", "qa": "llama-7b", "tldr": "pythia-410m", "gsm8k": "rho-1b", "chat": "llama-3.1-8b"}
@@ -41,16 +43,22 @@ MODELS = {"imdb": "gpt2", "qa": "llama-7b", "tldr": "pythia-410m", "gsm8k": "rho
 def get_config(variant: str = "small_imdb_elastic") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r}")
+    published = {"imdb": imdb, "qa": qa, "tldr": tldr, "gsm8k": gsm8k, "chat": chat}
+    own = {"imdb": small_imdb, "proxy": small_proxy, "arithmetic": small_arithmetic}
     if variant in PAPER:
         task, _, arm = variant.partition("_")
         c = start({"chat": "qa"}.get(task, task), MODELS[task])
-        {"imdb": imdb, "qa": qa, "tldr": tldr, "gsm8k": gsm8k, "chat": chat}[task](c, arm)
+        published[task](c, arm)
     elif variant in SMALL:
         _, task, arm = variant.split("_", 2)
         data = {"proxy": "imdb"}.get(task, task)
         c = start(data, "small")
-        task_of(c, data)
-        {"imdb": small_imdb, "proxy": small_proxy, "arithmetic": small_arithmetic}[task](c, arm)
+        if task in own:
+            task_of(c, data)
+            own[task](c, arm)
+        else:
+            published[task](c, arm)
+            shrink(c, task)
     else:
         c = start("imdb", "tiny")
         tiny_arm(c, variant.removeprefix("tiny").removeprefix("_"))
@@ -92,6 +100,7 @@ def start(task: str, model: str) -> ConfigDict:
         "limit_p": 0.0,  # NLPO: actions are the tokens in this nucleus of an older policy, which is renewed
         "limit_every": 50,  # after so many iterations; 0.0: all tokens
     }
+    # A reset follows the iterations with the indices every, 2 every, ... (from 0; at_zero: 0 too).
     c.elastic = {"mode": "none", "decay": 0.0, "every": 0, "at_zero": False, "cadence": "iteration"}
     c.elastic.update({"reset_opt": False, "reset_critic": False})
     c.log.every = 1
@@ -139,7 +148,7 @@ def qa(c: ConfigDict, arm: str) -> None:
 
 
 def tldr(c: ConfigDict, arm: str) -> None:
-    """async_rlhf: 131,072 episodes."""
+    """async_rlhf: 131,072 episodes. PPO's critic starts from the proxy there: give --config.rl.value_from too."""
     c.update({"batch": 512, "steps": 256})
     c.sample.update({"prompt": 512, "response": 53, "temperature": 0.7})
     c.rl.update({"algorithm": arm, "eos_mode": "replace", "forward_rows": 64})
@@ -161,10 +170,10 @@ def gsm8k(c: ConfigDict, arm: str) -> None:
     c.sample.update({"prompt": 256, "response": 512, "temperature": 0.7, "each": 1 if arm == "ppo" else 4})
     c.rl.update({"algorithm": arm, "forward_rows": 63, "drop_ties": True, "epochs": 2 if arm == "ppo" else 1})
     c.accumulate = 7
-    c.optim.update({"lr": 3e-6, "schedule": "linear", "steps": 512, "clip": 1.0})
-    c.eval.update({"every": 32, "prompts": 1319, "temperature": 0.0})
     if arm == "rloo":
-        c.batch = 63  # its 252 are completions
+        c.update({"batch": 63, "steps": 2048})  # its 252 are completions; as many of them in all
+    c.optim.update({"lr": 3e-6, "schedule": "linear", "steps": c.steps * c.rl.epochs, "clip": 1.0})
+    c.eval.update({"every": c.steps // 16, "prompts": 1319, "temperature": 0.0})
 
 
 def chat(c: ConfigDict, arm: str) -> None:
@@ -185,11 +194,10 @@ def small_imdb(c: ConfigDict, arm: str) -> None:
     At a rate of 3e-4 PPO reached the top score, and a KL of 80 nats, in 40 iterations: nothing was left to trade.
     """
     c.update({"batch": 64, "steps": 150})
-    c.sample.stop = False
     c.gold.kind = "lexicon"
     c.rl.update({"minibatches": 4, "ratio_mode": "behaviour", "value_weight": 0.5, "kl": 0.0})
     c.optim.update({"lr": 1e-4, "clip": 1.0})
-    c.eval.update({"every": 10, "prompts": 512, "rows": 128})
+    c.eval.update({"every": 17, "prompts": 512, "rows": 128})  # also right after the resets, which follow iterations 51 and 101
     if arm == "kl":
         c.rl.kl = 0.1
     elif arm.partition("_")[0] in ("elastic", "ema", "init"):  # 4 updates x 50 iterations a cycle: .99^200 = .98^100 = .13
@@ -206,7 +214,7 @@ def small_proxy(c: ConfigDict, arm: str) -> None:
     """TL;DR of two cores: a proxy of a gold judge, one update a step on 128 completions, KL and beta as there."""
     alone = arm == "ppo"
     c.update({"batch": 128 if alone else 64, "steps": 128})
-    c.sample.update({"stop": False, "each": 1 if alone else 2})
+    c.sample.each = 1 if alone else 2
     c.gold.kind = "lexicon"
     c.rl.update({"algorithm": arm, "ratio_mode": "behaviour"})
     c.optim.update({"lr": 3e-4, "clip": 1.0})
@@ -224,6 +232,20 @@ def small_arithmetic(c: ConfigDict, arm: str) -> None:
     c.eval.update({"every": 25, "prompts": 512, "rows": 128})
 
 
+def shrink(c: ConfigDict, task: str) -> None:
+    """A published run for two cores."""
+    task_of(c, task)
+    c.update({"batch": 16, "steps": 60, "accumulate": 1})
+    c.rl.forward_rows = 0
+    c.gold.kind = ""
+    c.lora.rank = min(c.lora.rank, 8)
+    c.sample.shortest = min(c.sample.shortest, 16)
+    c.elastic.every = min(c.elastic.every, 20)
+    c.optim.update({"lr": 1e-4, "clip": 1.0, "schedule": "constant", "steps": 0})
+    c.eval.update({"every": 20, "prompts": 64, "rows": 32})
+    c.eval.corpus.update({"texts": min(c.eval.corpus.texts, 50), "window": 128, "stride": 64})
+
+
 def tiny_arm(c: ConfigDict, arm: str) -> None:
     tiny(c)
     c.batch = 16
@@ -233,7 +255,7 @@ def tiny_arm(c: ConfigDict, arm: str) -> None:
     if arm == "dpo":
         c.rl.algorithm = "dpo"
         c.sample.each = 3
-    elif arm == "lora":  # with a head for a critic, in chunks
+    elif arm == "lora":  # with a head for a critic, in chunks, and NLPO
         c.lora.rank = 4
         c.sample.shortest = 6
         c.rl.update({"limit_p": 0.9, "limit_every": 2})

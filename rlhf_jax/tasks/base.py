@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Examples(NamedTuple):
-    """One split, as aligned lists. `prompt + reference` is the human text; a reference starts with its own blank or newline."""
+    """One split, as aligned lists. `prompt + reference` is the human text; a reference has what stands between them."""
 
     prompts: list[str]
     references: list[str]  # '' if none

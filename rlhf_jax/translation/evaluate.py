@@ -77,7 +77,7 @@ def game_eval(config: ConfigDict, corpus: Corpus, part: str, beams: int) -> Call
 
     def look(state: TrainState, fr: jax.Array, en: jax.Array) -> dict:
         now, old, lm = (nets.cast(x, config.net.dtype) for x in (state.params, state.extra["start"], state.extra["lm"]))
-        english, before = (translate(pair["sender"], fr, **how, **message) for pair in (now, old))
+        english = translate(now["sender"], fr, **how, **message)
         german = translate(now["receiver"], english, length=config.data.length, **how)
         memory = nets.encode(now["sender"], fr)
         sampled = search.sample(now["sender"], memory, key_for(state.seed, state.step, "evaluation"), **message)
@@ -85,11 +85,24 @@ def game_eval(config: ConfigDict, corpus: Corpus, part: str, beams: int) -> Call
         kl = jnp.where(nets.present(sampled), losses.divergence(*places), 0).sum(1)
         fluency = token_nll(nets.lm_logits(lm, english), english)
         human = supervised_nll(now["sender"], fr, en)
-        return {"english": english, "before": before, "german": german, "kl": kl, "lm": fluency, "human": human}
+        return {"english": english, "german": german, "kl": kl, "lm": fluency, "human": human}
 
     chunks = in_chunks(look, options.batch)
 
+    start: dict[str, Any] = {}
+
     def run(state: TrainState, step: int) -> dict[str, Any]:
+        """Every number also exists for the pretrained pair ('<name>_at_start'), whose messages are shown too."""
+        if not start:
+            found, words = measure(state.replace(params={**state.params, **state.extra["start"]}))
+            start.update({"numbers": {f"{name}_at_start": x for name, x in found.items()}, "english": words["english"]})
+        found, words = measure(state)
+        rows = {"French": held.text["fr"], "English": held.text["en"], "before": start["english"], "message": words["english"]}
+        rows |= {"German": held.text["de"], "output": words["german"]}
+        return found | start["numbers"] | ({"samples": samples(rows, options.samples)} if options.samples else {})
+
+    def measure(state: TrainState) -> tuple[dict[str, float], dict[str, Sequence[str]]]:
+        """Numbers, and the translations."""
         found = chunks(state, held.ids["fr"], held.ids["en"])
         words = {name: corpus.vocabulary[lang].decode(found[name]) for name, lang in WRITTEN.items()}
         values = {
@@ -100,14 +113,12 @@ def game_eval(config: ConfigDict, corpus: Corpus, part: str, beams: int) -> Call
             "kl": float(found["kl"].mean()),
             "length": float(found["lm"][1].mean()),
         }
-        rows = {"French": held.text["fr"], "English": held.text["en"], "before": words["before"], "message": words["english"]}
-        rows |= {"German": held.text["de"], "output": words["german"]}
-        return {**values, "samples": samples(rows, options.samples)} if options.samples else values
+        return values, words
 
     return run
 
 
-WRITTEN = {"english": "en", "before": "en", "german": "de"}
+WRITTEN = {"english": "en", "german": "de"}
 
 
 def pretrain_eval(config: ConfigDict, corpus: Corpus, part: str, beams: int) -> Callable[[TrainState, int], dict[str, Any]]:

@@ -191,8 +191,8 @@ def dropout(key: jax.Array | None, rate: float, x: jax.Array) -> jax.Array:
 
 def cast(params: Any, dtype: str) -> Any:
     """Parameters in the compute dtype, whole on every device: gathered here once, not in every step of a scan."""
-    spread = not jax.sharding.get_abstract_mesh().empty
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x.astype(dtype), P()) if spread else x.astype(dtype), params)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return params if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(params, P())
 
 
 def _uniform(key: jax.Array, fan: int, shape: tuple) -> jax.Array:

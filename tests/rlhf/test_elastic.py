@@ -1,6 +1,7 @@
 """Elastic Reset: closed forms, schedules, what is left alone, and buffers under donation."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ import optax
 import pytest
 
 from rlhf_jax import elastic
+from training import config as configs
 from training.errors import UserError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "rlhf" / "rl.py"
 
 
 def params():
@@ -146,22 +150,35 @@ def test_due():
         elastic.due(0, -1)
 
 
+def published(variant):
+    """The published settings, as the configs have them."""
+    return configs.load(f"{CONFIG}:{variant}").elastic
+
+
 def test_golden_schedules():
-    assert elastic.reset_iterations("imdb", 50) == [1, 18, 35]
-    assert elastic.reset_iterations("stackllama", 600) == [261, 521]
-    with pytest.raises(UserError, match="unknown mode 'tldr'"):
-        elastic.reset_iterations("tldr", 10)
+    """After which iterations, counted from 1: IMDB's 50, StackLLaMA's 600."""
+    resets = lambda o, n: (np.flatnonzero(elastic.due(np.arange(n), o.every, o.at_zero)) + 1).tolist()  # noqa: E731
+    assert resets(published("imdb_elastic"), 50) == [1, 18, 35]
+    assert resets(published("qa_elastic"), 600) == [261, 521]
 
 
 @pytest.mark.parametrize(
-    ("mode", "updates", "weight"),
-    [("imdb", 17, 0.082), ("stackllama", 260, 0.728), ("stackllama", 1040, 0.995)],
+    ("variant", "cadence", "updates", "weight"),
+    [
+        ("imdb_elastic", "iteration", 17, 0.082),
+        ("qa_elastic", "epoch", 260, 0.728),
+        ("qa_elastic", "epoch", 1040, 0.995),
+        ("small_imdb_elastic", "step", 200, 0.866),
+        ("small_imdb_elastic_often", "step", 100, 0.867),
+    ],
 )
-def test_weight_of_new_policies_in_the_average(mode, updates, weight):
+def test_weight_of_new_policies_in_the_average(variant, cadence, updates, weight):
     """How far the EMA goes between two resets: one update an IMDB iteration, one to four a StackLLaMA batch."""
+    options = published(variant)
+    assert options.cadence == cadence
     ema, theta = {"w": jnp.zeros(1)}, {"w": jnp.ones(1)}
-    decay = elastic.MODES[mode].decay
-    ema = jax.jit(lambda ema: jax.lax.fori_loop(0, updates, lambda _, e: elastic.ema_update(e, theta, decay), ema))(ema)
+    move = lambda _, e: elastic.ema_update(e, theta, options.decay)  # noqa: E731
+    ema = jax.jit(lambda ema: jax.lax.fori_loop(0, updates, move, ema))(ema)
     np.testing.assert_allclose(ema["w"], weight, atol=6e-4)
 
 

@@ -18,6 +18,10 @@ IDS = np.array([[3, 5, 2, 7], [8, 1, 10, 6]], np.int32)
 MASK = np.array([[0, 1, 1, 1], [1, 1, 1, 1]], bool)
 
 
+def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
 def noise(tree, seed):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), tree)
@@ -100,8 +104,8 @@ def test_gradients_reach_the_matrices_only(base):
 
 def test_llama_7b_has_8388608_trained_parameters():
     shapes = jax.eval_shape(lambda: transformer.init(KEY, PRESETS["llama-7b"]))
-    assert lora.count(jax.eval_shape(lambda: lora.init(KEY, shapes, 16, ("q", "v")))) == 8_388_608
-    assert lora.count(shapes) == 6_738_415_616
+    assert count(jax.eval_shape(lambda: lora.init(KEY, shapes, 16, ("q", "v")))) == 8_388_608
+    assert count(shapes) == 6_738_415_616
 
 
 def test_mistakes(base):

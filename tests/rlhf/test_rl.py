@@ -13,6 +13,7 @@ from training.errors import UserError
 from training.sharding import make_mesh
 
 CONFIG = Path(__file__).parents[2] / "configs" / "rlhf" / "rl.py"
+EOS = 0  # of tokenisers made here
 
 
 PLAIN = {"elastic__mode": "none", "elastic__decay": "0.0", "rl__kl_reference": "init", "rl__ratio_mode": "behaviour"}
@@ -139,6 +140,7 @@ def test_lengths_of_responses_are_drawn_a_batch():
         real = np.asarray(batch["logps"]) != 0
         lengths.append(real.sum(-1).max())
         assert (real == (np.arange(8) < lengths[-1])).all()
+        assert (np.asarray(batch["tokens"]) != EOS).all()  # sample.stop is off
     assert {3, 8} <= set(lengths) <= set(range(3, 9))
     _, metrics, _ = step(run, batch=batch)
     assert float(metrics["length"]) == lengths[-1]
@@ -232,7 +234,7 @@ def test_a_toy_reward_is_learned():
         ("ppo", {"rl__minibatches": 3}, "does not split into 3 minibatches"),
         ("ppo", {"rl__ratio_mode": "stale"}, "rl.ratio_mode 'stale' is unknown"),
         ("ppo", {"elastic__mode": "elastic"}, "set elastic.decay"),
-        ("ppo", {"reward__kind": "model"}, "is not a workdir of rlhf_jax.reward_model"),
+        ("ppo", {"reward__kind": "model"}, "is neither a workdir of rlhf_jax.reward_model nor"),
         ("ppo", {"reward__kind": "vibes"}, "no reward 'vibes'"),
         ("ppo", {"init_from": "/nowhere"}, "nowhere"),
         ("ppo", {"rl__forward_rows": 5}, "do not split into chunks of 5"),

@@ -254,12 +254,12 @@ def test_the_cache_is_written_in_place():
     assert made.count("dynamic-update-slice") == 2 * 2 and not {"copy", "transpose", "dynamic-slice"} & set(made)
 
 
-def test_ten_batches_compile_once():
+def test_a_hundred_batches_compile_once():
     sample(temperature=1)
     before = sampling._generate._cache_size()
-    for i in range(10):
+    for i in range(100):
         prompt, mask = np.roll(PROMPT, i, 0), np.roll(MASK, i, 0)
-        temperature = (0.5 + i / 10, jnp.float32(i / 10), np.float64(i / 10), i % 2)[i % 4]
+        temperature = (0.5 + i / 100, jnp.float32(i / 100), np.float64(i / 100), i % 2)[i % 4]
         sample(prompt=prompt, mask=mask, key=jax.random.key(i), temperature=temperature)
     assert sampling._generate._cache_size() == before
     sample(max_new=N - 1)

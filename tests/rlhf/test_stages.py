@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import data, evaluate, export, hub, judges, models, preferences, reward_model, sft, tokenisers, transformer
+from rlhf_jax import data, dpo, evaluate, export, hub, judges, models, preferences, reward_model, sft, tokenisers, transformer
 from rlhf_jax.tasks import Examples, open_task
 from training import config as configs
 from training.checkpoint import read_arrays
@@ -19,7 +19,7 @@ from training.sharding import make_mesh
 from training.testing import train
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rlhf"
-LENGTHS = data.Lengths(6, 5)
+LENGTHS = data.Lengths(6, 5, cut=True)
 
 
 def load(spec, **overrides):
@@ -96,9 +96,9 @@ def test_a_corpus_is_read_as_its_paper_reads_it(chain):
     task, tokeniser = models.open_data(config)
     policy = models.Policy(config, models.model_config(config.model, tokeniser))
     weights = policy.base()
-    mesh = make_mesh(1)
     texts = [task.texts["validation"][0][:50], *task.texts["validation"][1:]]
-    read = lambda: evaluate.perplexity_of_texts(policy, texts, tokeniser, config.eval, mesh)(weights)  # noqa: E731
+    look = evaluate.response_logps(policy, make_mesh(1))
+    read = lambda: evaluate.perplexity_of_texts(look, texts, tokeniser, config.eval)(weights)  # noqa: E731
     assert 0.8 * tokeniser.size < read()["ppl_corpus"] < 1.25 * tokeniser.size
     with config.unlocked():
         config.eval.corpus.update({"texts": 1, "window": 64, "style": "rl4lms"})
@@ -110,6 +110,41 @@ def test_a_corpus_is_read_as_its_paper_reads_it(chain):
         config.eval.corpus.style = "other"
     with pytest.raises(UserError, match="use one of rl4lms, stackllama"):
         read()
+
+
+def test_offline_dpo_learns_the_pairs(chain, tmp_path):
+    overrides = {"init_from": chain / "sft", "pairs": chain / "pairs.jsonl", "optim__lr": 3e-3, "steps": 30, "eval__every": 15}
+    config = load("dpo.py:tiny", checkpoint__every=100, **overrides)
+    with config.unlocked():
+        config.data = load("sft.py:tiny").data
+    train(config, tmp_path / "dpo")
+    rows = read_rows(tmp_path / "dpo" / "metrics.jsonl")
+    assert rows[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-4)  # policy and reference are one at first
+    assert np.mean([row["train/accuracy"] for row in rows if "train/accuracy" in row][-5:]) > 0.8
+    assert {"loss", "accuracy", "nll_human", "samples"} <= set(last(tmp_path / "dpo", "eval/"))
+    with pytest.raises(UserError, match="loss 'ppo' is unknown: use one of dpo, ipo"):
+        dpo.make(load("dpo.py:tiny", loss="ppo"), make_mesh(1))
+
+
+def test_given_pairs_are_ordered_anew(chain):
+    gold = ConfigDict({"kind": "length", "run": ""})
+    with pytest.raises(UserError, match="imdb has no pairs to relabel"):
+        preferences.relabelled(str(chain / "sft"), gold)
+    train(load("dpo.py:tiny", steps=1), chain / "qa")
+    rows = preferences.relabelled(str(chain / "qa"), gold)
+    task = open_task(load("dpo.py:tiny").data)
+    assert len(rows) == sum(len(task.pairs[split].prompts) for split in ("train", "validation"))
+    assert all(min(len(row["chosen"]), 20) >= min(len(row["rejected"]), 20) for row in rows)
+
+
+def test_drifts_are_measured_at_temperature_1(chain, tmp_path):
+    """Greedy texts of an all but untrained model: about log 300 nats a token, where tempered log-probs would be near 0."""
+    config = load("rl.py:tiny", eval__temperature=0.001, steps=1, elastic__mode="none")
+    train(config, tmp_path)
+    found = last(tmp_path, "eval/")
+    assert 3 < found["nll_start_at_start"] < np.log(300)
+    assert found["ppl_response_at_start"] == pytest.approx(np.exp(found["nll_start_at_start"]), rel=0.2)
+    assert last(tmp_path, "test/")["length"] > 0
 
 
 def test_export_gives_a_folder_that_a_later_stage_starts_from(chain, tmp_path):
@@ -174,7 +209,7 @@ def test_cross_entropy_counts_the_marked_tokens():
 def test_rows_of_tokens():
     tokeniser = tokenisers.characters("abcdefgh")
     a, b, c = tokeniser.encode("abc")
-    rows = data.prompt_rows(["abc", "abcabcabc"], tokeniser, 4)
+    rows = data.prompt_rows(["abc", "abcabcabc"], tokeniser, data.Lengths(4, 1, cut=True))
     assert rows.arrays["prompt"].tolist() == [[1, a, b, c], [c, a, b, c]]  # cut on the left
     assert rows.arrays["prompt_mask"].tolist() == [[False, True, True, True], [True] * 4]
     found = data.pieces(["abc", "a"], ["ab", "abcabc"], tokeniser, LENGTHS)
@@ -185,11 +220,18 @@ def test_rows_of_tokens():
     assert packed.arrays["ids"].tolist() == [[a, b, c], [0, a, b]]
     labelled = data.labelled_rows(["abcabc"], np.array([1]), tokeniser, 4)
     assert labelled.arrays["ids"].tolist() == [[c, a, b, c]]
-    for broken in (lambda: data.prompt_rows([], tokeniser, 4), lambda: data.prompt_rows([""], tokeniser, 4)):
+    for broken in (lambda: data.prompt_rows([], tokeniser, LENGTHS), lambda: data.prompt_rows([""], tokeniser, LENGTHS)):
         with pytest.raises(UserError, match=r"no prompts|have no token"):
             broken()
     with pytest.raises(UserError, match="do not fill one row"):
         data.packed(["ab"], tokeniser, 64)
+
+
+def test_a_prompt_that_is_too_long_is_an_error_unless_it_may_be_cut():
+    tokeniser = tokenisers.characters("abc")
+    with pytest.raises(UserError, match="a prompt has 7 tokens"):
+        data.prompt_rows(["abcabca"], tokeniser, LENGTHS._replace(cut=False))
+    assert data.prompt_rows(["abcabca"], tokeniser, LENGTHS).arrays["prompt_mask"].all()
 
 
 def test_blocks_cover_each_row_once():

@@ -55,6 +55,16 @@ def test_largest_drift_of_the_command_line(tmp_path):
     }  # 0 below 1, .5 and .75 above
 
 
+def test_pooled_arms_have_the_best_of_both(tmp_path):
+    folder = runs(tmp_path)
+    for seed in (0, 1):
+        make_run(folder / "kl_1" / str(seed), [(10, 1.0, 0.7)])
+        make_run(folder / "kl_2" / str(seed), [(10, 2.0, 0.9)])
+    found = study.compare(study.finished(folder), "ppo", "eval/score", "eval/kl", pool="kl_")["arms"]
+    assert found["kl_*"]["area"].mean == pytest.approx(0.25 * 0.5 + 0.5)  # .5 from 1 on, 1 from 2 on
+    assert found["kl_1"]["area"].mean == pytest.approx(0.75 * 0.5)
+
+
 def test_table_of_last_values(tmp_path):
     out = tmp_path / "out"
     study.main([str(runs(tmp_path / "runs")), "--out", str(out), "--finals", "eval/score", "eval/kl"])

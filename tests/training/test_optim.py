@@ -39,6 +39,8 @@ def test_weight_decay_spares_vectors():
     updates = one_update(optim.build(lr=0.1, weight_decay=0.5), zero)
     np.testing.assert_allclose(updates["encoder"]["w"], -0.05, rtol=1e-5)
     assert float(jnp.abs(updates["head"]["w"]).max()) == 0
+    layers = {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2)), "scale": jnp.ones((3, 2))}  # stacked, one a layer
+    assert optim.decays(layers) == {"kernel": True, "bias": False, "scale": False}
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
