@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sgi.atari import AtariVec
+from sgi.recorder import Recorder
 from sgi.replay import Transition
 from training.method import TrainState
 from training.sharding import place_replicated, replicated
@@ -37,6 +38,7 @@ class ActorStream:
         self._stack, _ = env.reset()
         self._start = True  # the current observation is the first of an episode (a lost life ends one)
         self._steps = 0
+        self.recorder = Recorder(1)
         sharding = replicated(mesh)
         one = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype, sharding=sharding)  # noqa: E731
         self.spec = Transition(
@@ -56,11 +58,17 @@ class ActorStream:
         return TrainState(step=state.step, seed=state.seed, params=state.params, opt_state=None, extra=extra)
 
     def get_state(self) -> dict:
-        return {"env": self._env.get_state(), "start": bool(self._start), "steps": self._steps}
+        return {
+            "env": self._env.get_state(),
+            "start": bool(self._start),
+            "steps": self._steps,
+            "played": self.recorder.get_state(),
+        }
 
     def set_state(self, saved: dict) -> None:
         self._stack = self._env.set_state(saved["env"])
         self._start, self._steps = saved["start"], saved["steps"]
+        self.recorder.set_state(saved["played"])
 
     def _step(self, state: TrainState, forced: int | None = None) -> Transition:
         """One step of play; only the action leaves the device."""
@@ -70,6 +78,7 @@ class ActorStream:
             stack = place_replicated(np.moveaxis(self._stack, 1, -1), self._mesh)
             chosen, stored = self._policy(self.reads(state), stack)
             action = np.asarray(chosen.addressable_data(0)) if forced is None else np.array([forced], np.int32)
+        self.recorder.add(action)
         self._stack, reward, terminated, truncated, _ = self._env.step(action)
         done = terminated | truncated
         rest = place_replicated((action, np.sign(reward).astype(np.float32), done, np.array([self._start])), self._mesh)

@@ -56,11 +56,17 @@ def scale_gradient(x, factor: float):
 
 def _depthwise_shifted(x_BHWC, w, stride: int):
     """Nine shifted multiply-adds."""
+    seen = _taps(x_BHWC, stride)
+    return sum(seen[i][j] * w[i, j, 0] for i in range(3) for j in range(3))
+
+
+def _taps(x_BHWC, stride: int):
+    """What each of the 3 x 3 weights sees, nine times [B, ceil(H/stride), ceil(W/stride), C]."""
     height, width = ((n - 1) // stride + 1 for n in x_BHWC.shape[1:3])
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = [slice(i, i + (height - 1) * stride + 1, stride) for i in range(3)]
     columns = [slice(j, j + (width - 1) * stride + 1, stride) for j in range(3)]
-    return sum(padded[:, rows[i], columns[j]] * w[i, j, 0] for i in range(3) for j in range(3))
+    return [[padded[:, row, column] for column in columns] for row in rows]
 
 
 def _depthwise_grouped(x_BHWC, w, stride: int):
@@ -95,11 +101,29 @@ def _depthwise_forward(x_BHWC, w, stride):
     return depthwise3x3(x_BHWC, w, stride), (x_BHWC, w)
 
 
-def _depthwise_backward(stride, saved, g):
-    def gradients(form):
-        return lambda x, w, g: jax.vjp(partial(form, stride=stride), x, w)[1](g)
+def _shifted_gradients(x_BHWC, w, g_BHWC, stride: int):
+    """Of `_depthwise_shifted`, in the same form: its transpose by XLA would be nine padded arrays for dx."""
+    height, width = x_BHWC.shape[1:3]
+    rows, columns = g_BHWC.shape[1:3]
+    padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    dw = [
+        (padded[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride] * g_BHWC).sum(
+            (0, 1, 2)
+        )
+        for i in range(3)
+        for j in range(3)
+    ]
+    edges = [(1, n - (m - 1) * stride, stride - 1) for n, m in ((height, rows), (width, columns))]
+    spread = lax.pad(g_BHWC, jnp.zeros((), g_BHWC.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    dx = sum(spread[:, 2 - i : 2 - i + height, 2 - j : 2 - j + width] * w[i, j, 0] for i in range(3) for j in range(3))
+    return dx, jnp.stack(dw).reshape(w.shape)
 
-    return lax.platform_dependent(*saved, g, cpu=gradients(_depthwise_shifted), default=gradients(_depthwise_grouped))
+
+def _depthwise_backward(stride, saved, g):
+    def grouped(x, w, g):
+        return jax.vjp(partial(_depthwise_grouped, stride=stride), x, w)[1](g)
+
+    return lax.platform_dependent(*saved, g, cpu=partial(_shifted_gradients, stride=stride), default=grouped)
 
 
 depthwise3x3.defvjp(_depthwise_forward, _depthwise_backward)

@@ -26,6 +26,8 @@ PAPER = [
     "configs/sgi/pretrain.py:large",
     "configs/sgi/pretrain.py:small_net",
     "configs/sgi/finetune.py:sgi",
+    "configs/sgi/finetune.py:bbf",
+    "configs/sgi/curiosity.py:paper",
     "configs/kbc/complete.py:factorized_dense",
     "configs/kbc/complete.py:dnn",
     "configs/kbc/complete.py:bilinear",
@@ -40,6 +42,7 @@ TOKENS = {"data.dir": "toy", "tokeniser.kind": "bpe", "tokeniser.vocab": "300"}
 SMALL = {  # data of a moment, for networks of any size
     "pretrain": {"data.collect": "400", "data.shards": "all"},
     "finetune": {"agent.pretrained": "False"},
+    "curiosity": {"agent.normalise": "8"},
     "complete": {"data.dir": "toy", "words.kind": "random"},
     "sft": TOKENS,
     "dpo": TOKENS,

@@ -252,3 +252,12 @@ def read_arrays(workdir: str) -> dict:
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 return reader.restore(path, restore_args=as_numpy)
     raise UserError(f"no good checkpoint in {checkpoints.directory}; train there first")
+
+
+def read_stream(workdir: str) -> dict:
+    """What the stream's `get_state` returned at the newest good checkpoint. Raises UserError as `read_arrays` does."""
+    checkpoints = Checkpoints(workdir)
+    for step in checkpoints.steps()[::-1]:
+        if checkpoints._problem(step) is None:
+            return _decode(checkpoints._read_json(step, "stream"))
+    raise UserError(f"no good checkpoint in {checkpoints.directory}; train there first")

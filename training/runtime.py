@@ -1,6 +1,7 @@
 """The process: XLA flags (set here and nowhere else), compilation cache, several processes, what machine this is."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ale-py", "gymnasium")
 
 
@@ -24,6 +26,7 @@ def setup(*, ynn: bool = False, cache: str | None = None) -> None:
         sums (the depthwise blocks of encoders M and L) several times slower, so it is a property of the network.
       cache: folder of the persistent compilation cache; default `$QUINTET_CACHE` or ~/.cache/quintet, '' = none.
     """
+    keep_memory()
     flags = os.environ.get("XLA_FLAGS", "").split()
     if ynn:
         flags.append("--xla_cpu_experimental_ynn_fusion_type=dot")
@@ -38,6 +41,20 @@ def setup(*, ynn: bool = False, cache: str | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def keep_memory() -> None:
+    """Let this process keep what it frees, for its next allocation (glibc only).
+
+    XLA allocates a program's temporary arrays at each call. glibc hands large blocks back to the kernel at once, so every call
+    would touch all its pages for the first time again: a fifth of the time of an update of encoder M (docs/performance.md).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+        mallopt(M_TOP_PAD, 2**28)
+        mallopt(M_ARENA_MAX, 1)  # other threads' arenas are trimmed all the same
 
 
 def once() -> dict:

@@ -1,0 +1,126 @@
+"""The curious agent: observations, rewards and their scale, learning, and what it plays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.sgi.curiosity import get_config
+from sgi import curiosity
+from sgi.atari import AtariVec, num_actions
+from sgi.rollouts import Rollout, stacks
+from training import population
+from training.checkpoint import read_arrays, read_stream
+from training.errors import UserError
+from training.sharding import make_mesh
+from training.testing import train
+
+
+def played(lanes: int = 2, steps: int = 40):
+    """Random steps with early game ends -> observations [N, T + 1, 84, 84, 4], frames and starts of one stretch."""
+    env = AtariVec("pong", lanes, seed=3, max_steps=13, life_loss=False)
+    seen, start = [env.reset()[0]], [np.ones(lanes, bool)]
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        stack, _, over, cut, _ = env.step(rng.integers(6, size=lanes))
+        seen.append(stack)
+        start.append(over | cut)
+    seen = np.stack(seen, 1)
+    frames = np.concatenate([seen[:, 0], seen[:, 1:, -1]], 1)
+    return np.moveaxis(seen, 2, -1), frames, np.stack(start, 1)
+
+
+@pytest.mark.parametrize("first", [0, 5, 12, 14])
+def test_observations_are_those_of_the_emulator(first):
+    """A stretch that begins anywhere, in mid-game or just after a start."""
+    seen, frames, start = played()
+    stretch = np.concatenate([np.moveaxis(seen[:, first], -1, 1), frames[:, 4 + first :]], 1)
+    np.testing.assert_array_equal(stacks(jnp.asarray(stretch), jnp.asarray(start[:, first:])), seen[:, first:])
+
+
+def test_reward_moments_are_those_of_all_discounted_sums():
+    rng = np.random.default_rng(1)
+    rewards = rng.exponential(size=(3, 50)).astype(np.float32)
+    total, sums = np.zeros(3), []
+    for r in rewards.T:
+        total = 0.9 * total + r
+        sums.append(total)
+    discounted, moments = jnp.zeros(3), {"mean": jnp.float32(0), "var": jnp.float32(1), "count": jnp.float32(1e-4)}
+    for part in (rewards[:, :20], rewards[:, 20:]):
+        discounted, moments = curiosity.running(part, discounted, moments, 0.9)
+    np.testing.assert_allclose(discounted, total, rtol=1e-5)
+    np.testing.assert_allclose(moments["mean"], np.mean(sums), rtol=1e-4)
+    np.testing.assert_allclose(moments["var"], np.var(sums), rtol=1e-4)
+
+
+def small_net():
+    net = curiosity.Nets(4, 8, 0.125)
+    image = jnp.zeros((1, 84, 84, 4))
+    return net, net.init(jax.random.key(0), image, method="init_all")["params"]
+
+
+def test_the_forward_model_teaches_no_features_and_policy_no_model():
+    net, params = small_net()
+    rng = np.random.default_rng(0)
+    n, T = 2, 3
+    batch = Rollout(
+        frames=jnp.asarray(rng.integers(0, 255, (n, 4 + T, 84, 84), np.uint8)),
+        start=jnp.zeros((n, T + 1), bool),
+        action=jnp.asarray(rng.integers(4, size=(n, T)), jnp.int32),
+        log_prob=jnp.full((n, T), -np.log(4.0)),
+        value=jnp.zeros((n, T + 1)),
+        reward=jnp.zeros((n, T)),
+    )
+    pixels = {"mean": jnp.zeros((84, 84, 4)), "std": jnp.float32(255)}
+
+    def forward_only(params):
+        return curiosity.errors(net, params, curiosity.embed(net, params, curiosity.look(batch, pixels)), batch.action).mean()
+
+    grads = jax.grad(forward_only)(params)
+    assert not any(np.any(g) for g in jax.tree.leaves(grads["features"]))
+    assert any(np.any(g) for g in jax.tree.leaves(grads["forward"]))
+
+    data = {"rollout": batch, "advantage": jnp.ones((n, T)), "returns": jnp.zeros((n, T))}
+    agent = get_config("tiny").agent
+    _, metrics = curiosity.loss_fn(params, data, net=net, agent=agent, pixels=pixels)
+    parts = metrics["policy"] + metrics["value"] - agent.entropy * metrics["entropy"] + metrics["inverse"] + metrics["forward"]
+    np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-6)
+    grads = jax.grad(lambda p: curiosity.loss_fn(p, data, net=net, agent=agent, pixels=pixels)[0])(params)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+    assert any(np.any(g) for g in jax.tree.leaves(grads["features"])), "the inverse model teaches the features"
+
+
+def test_rewards_are_the_errors_before_learning_in_the_order_of_the_games():
+    config = get_config("tiny").copy_and_resolve_references()
+    with config.unlocked():
+        config.agent.minibatches = 4
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    method, stream = population.make(config, mesh)
+    state = method.init(jnp.uint32(0), stream.spec)
+    batch = stream.next(state)
+    net = curiosity.Nets(num_actions("pong"), **config.net)
+    images = curiosity.look(batch, state.extra["pixels"])
+    reward = curiosity.errors(net, state.params, curiosity.embed(net, state.params, images), batch.action)
+    discounted, _ = curiosity.running(reward, jnp.zeros(8), state.extra["moments"], config.agent.discount)
+    new, metrics = method.step(state, batch, ())
+    np.testing.assert_allclose(new.extra["discounted"], discounted, rtol=1e-4)
+    np.testing.assert_allclose(metrics["curiosity"], reward.mean(), rtol=1e-4)
+
+
+def test_actions_are_recorded_across_a_restart(tmp_path):
+    config = get_config("tiny")
+    train(config, tmp_path / "a", stop_after=4)
+    train(config, tmp_path / "a")
+    train(config, tmp_path / "b")
+    a, b = (read_stream(str(tmp_path / name))["played"] for name in "ab")
+    assert a.shape == (6 * config.agent.horizon, config.batch)
+    np.testing.assert_array_equal(a, b)
+    assert read_arrays(str(tmp_path / "a"))["extra"]["pixels"]["std"] > 1, "random play was looked at"
+
+
+def test_games_must_split_into_minibatches():
+    config = get_config("tiny").copy_and_resolve_references()
+    with config.unlocked():
+        config.agent.minibatches = 3
+    with pytest.raises(UserError, match="minibatches"):
+        population.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
