@@ -250,7 +250,9 @@ def open_root(root: str | os.PathLike) -> tuple[fsspec.AbstractFileSystem, str]:
     return files, base.rstrip("/")
 
 
-def pick_shards(found: Collection, shards: Sequence[tuple[int, int]] | Literal["all"], root, game: str) -> list[tuple[int, int]]:
+def pick_shards(
+    found: Collection, shards: Sequence[tuple[int, int]] | Literal["all"], root, game: str
+) -> list[tuple[int, int]]:
     """The (run, checkpoint) pairs asked for, if they were found; 'all' in ascending order."""
     wanted = sorted(found) if isinstance(shards, str) else [tuple(pair) for pair in shards]
     if absent := [pair for pair in wanted if pair not in found]:
