@@ -28,7 +28,7 @@ from launch.cli import guarded
 from sgi import explore
 from sgi.atari import SIZE, AtariVec, display_name, num_actions, record_ram
 from sgi.dqn_replay import Writer
-from sgi.explore import MAX_CELLS, held_actions
+from sgi.explore import BURST, MAX_CELLS, held_actions
 from training.errors import UserError
 
 BLOCK = 4096  # rows handed to the writer at once
@@ -54,6 +54,7 @@ def collect(
     ram: bool = False,
     full_actions: bool = False,
     max_cells: int = MAX_CELLS,
+    burst: int = BURST,
     overwrite: bool = False,
 ) -> dict:
     """Records `steps` agent steps in all, under {out}/{Game}/{run}, and returns what was recorded.
@@ -65,13 +66,14 @@ def collect(
     the same settings is left as it is. Raises UserError if it holds anything else, unless `overwrite`.
     While it runs it takes 7 kB of disk a step in `out`, and 7 kB for each row of a chunk; memory stays flat.
     With `ram` the console's memory at each frame is stored too, as kind `ram` uint8 [n, 128]. `envs`: lanes, 8 unless given;
-    the policy `cells` has one. `max_cells`: those that `cells` can go back to, 16 kB of memory each.
+    the policy `cells` has one. `max_cells`: those that `cells` can go back to, 16 kB of memory each; `burst`: steps at most
+    until it goes back, and half of that at least.
     """
     game, out = display_name(game), Path(out)
     if policy not in POLICIES:
         raise UserError(f"no policy {policy!r}: {', '.join(POLICIES)}")
-    if policy == "cells" and (envs not in (None, 1) or max_cells < 1):
-        raise UserError("the policy cells needs envs = 1 and max_cells >= 1")
+    if policy == "cells" and (envs not in (None, 1) or min(max_cells, burst) < 1):
+        raise UserError("the policy cells needs envs = 1, max_cells >= 1 and burst >= 1")
     if envs is None:
         envs = 1 if policy == "cells" else 8
     if not 1 <= envs <= steps or min(chunk, run) < 1 or seed < 0 or not 0 < repeat <= 1:
@@ -81,7 +83,7 @@ def collect(
         "full_actions": full_actions, "policy": policy,
     }  # fmt: skip
     if policy == "cells":
-        settings["max_cells"] = max_cells
+        settings |= {"max_cells": max_cells, "burst": burst}
     target = out / game / str(run)
     if not overwrite and (found := _existing(target, settings)):
         return found
@@ -218,6 +220,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--ram", action="store_true", help="store the console's memory too")
     parser.add_argument("--full-actions", action="store_true", help="all 18 actions")
     parser.add_argument("--max-cells", type=int, default=MAX_CELLS, help="cells to which `cells` can go back; 16 kB each")
+    parser.add_argument("--burst", type=int, default=BURST, help="steps at most until `cells` goes back")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     done = collect(**vars(parser.parse_args(argv)))
     score = "no game finished" if done["mean_score"] is None else f"mean score {done['mean_score']:.1f}"

@@ -3,8 +3,11 @@
 The archive is a cheap stand-in for SGI's exploratory data, which a curiosity-driven agent made (Burda et al. 2019). A cell is
 what a frame looks like from afar: shrunk to 11x8 in 8 grey levels. The first emulator state of each cell is kept. Again and
 again: pick a cell with probability proportional to 1 / sqrt(visits + 1), where `visits` counts the rows recorded in it; go back
-to its state; take 50 to 100 steps of held random actions. Each return begins an episode: the row before it is terminal, as is
-the last row before a game over. A game is not cut at 27,000 steps, since no episode comes near.
+to its state; take burst/2 to burst steps of held random actions. Each return begins an episode: the row before it is terminal,
+as is the last row before a game over. A game is not cut at 27,000 steps.
+
+How far it gets depends on `burst`. Cells in 20,000 rows, means of 3 seeds: Boxing 7,246 with bursts of 50-100 steps, 8,122 with
+200-400, 7,493 by random play; Ms. Pac-Man 4,925, 7,414 and 5,832. Short bursts stay near the start of the game.
 """
 
 import time
@@ -18,7 +21,7 @@ from ale_py import ALEState
 from sgi.atari import SIZE, agent_step, area_resize, single_game
 
 WIDTH, HEIGHT, LEVELS = 11, 8, 8
-SHORTEST, LONGEST = 50, 100  # steps from one return to the next
+BURST = 100  # steps at most from one return to the next, and half of that at least
 NOOPS = 30  # raw frames at most before the first step, as in `AtariVec`
 MAX_CELLS = 20_000  # of which a state is kept: 16 kB each
 
@@ -85,9 +88,10 @@ def play(settings: dict, scratch: Path, write: Callable[..., None]) -> dict:
         ale.act(actions[0])
     place = Place(ale.cloneState(), area_resize(ale.getScreenGrayscale()), 0.0)
     archive, scores, left, seconds = Archive(settings["max_cells"]), [], settings["steps"], 0.0
+    longest = settings["burst"]
     while left:
         began = time.perf_counter()
-        chosen = held_actions(rng, rng.integers(SHORTEST, LONGEST + 1), len(actions), settings["repeat"])
+        chosen = held_actions(rng, rng.integers(longest - longest // 2, longest + 1), len(actions), settings["repeat"])
         rows, score = _burst(ale, place, actions, chosen[:left], archive)
         scores += [score] if ale.game_over() else []
         left -= len(rows["action"])

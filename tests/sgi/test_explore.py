@@ -86,11 +86,9 @@ def test_every_row_can_be_played_from_the_start(pacman):
     assert len(np.unique(actions)) == num_actions("ms_pacman") and (np.diff(actions) == 0).mean() > 0.5  # held
 
 
-def test_game_over_ends_an_episode_and_scores_count_from_the_start(tmp_path, monkeypatch):
+def test_game_over_ends_an_episode_and_scores_count_from_the_start(tmp_path):
     """Breakout, always from its start: so an episode that ends early is a whole game."""
-    monkeypatch.setattr("sgi.explore.SHORTEST", 400)
-    monkeypatch.setattr("sgi.explore.LONGEST", 400)
-    done = collect("breakout", 900, tmp_path, policy="cells", max_cells=1, ram=True)
+    done = collect("breakout", 900, tmp_path, policy="cells", max_cells=1, burst=800, ram=True)
     store = open_store(tmp_path, "breakout", cache=tmp_path / "cache")
     ends = np.flatnonzero(store.terminals)
     over = np.diff(ends, prepend=-1) < 400
@@ -134,10 +132,10 @@ def test_limits_and_settings(tmp_path, monkeypatch):
     assert few["cells"] > 1 and len(starts) > 1 and (starts == starts[0]).all()  # always back to the same place
     monkeypatch.setitem(collect.__globals__["POLICIES"], "cells", None)  # found, not played again
     assert collect("ms_pacman", 200, tmp_path, policy="cells", max_cells=1) == few
-    for change in ({"max_cells": 2}, {"policy": "random", "envs": 1}):
+    for change in ({"max_cells": 2}, {"burst": 99}, {"policy": "random", "envs": 1}):
         with pytest.raises(UserError, match="--overwrite"):
             collect("ms_pacman", 200, tmp_path, **{"policy": "cells", "max_cells": 1} | change)
-    for wrong in ({"envs": 2}, {"max_cells": 0}):
+    for wrong in ({"envs": 2}, {"max_cells": 0}, {"burst": 0}):
         with pytest.raises(UserError, match="max_cells"):
             collect("ms_pacman", 200, tmp_path, policy="cells", **wrong)
     with pytest.raises(UserError, match="no policy 'best': random, cells"):

@@ -5,6 +5,7 @@ import json
 import struct
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -151,6 +152,18 @@ def test_chosen_shards_and_what_is_refused(dqn, arrays, tmp_path):
         writer.append(**rows(1))
     with pytest.raises(UserError, match="2 formats"):
         open_play(tmp_path, "pong")
+
+
+def test_urls(dqn, arrays, tmp_path):
+    files = fsspec.filesystem("memory")
+    for folder, root in (("gz", dqn[0]), ("arrays", arrays)):
+        for path in root.rglob("*.*"):
+            files.pipe(f"/formats/{folder}/{path.relative_to(root)}", path.read_bytes())
+    convert("memory://formats/gz", tmp_path, "pong")
+    for path in arrays.rglob("*.array_record"):
+        assert (tmp_path / path.relative_to(arrays)).read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match="copy them"):
+        open_play("memory://formats/arrays", "pong")
 
 
 def test_a_conversion_that_fails_leaves_nothing(dqn, tmp_path):
