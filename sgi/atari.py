@@ -253,24 +253,31 @@ def record_ram(game: str, noops: int, actions: Sequence[int], *, full_action_spa
     for action in actions:
         ram.append(ale.getRAM())
         frames.append(area_resize(screen))
-        raw = []
-        for _ in range(FRAME_SKIP):
-            ale.act(action_set[action])
-            raw.append(ale.getScreenGrayscale())
-        screen = np.maximum(raw[-2], raw[-1])
+        _, screen = agent_step(ale, action_set[action])
     return np.stack(ram), np.stack(frames)
+
+
+def agent_step(ale: ALEInterface, action) -> tuple[float, np.ndarray]:
+    """4 raw frames of one emulator action: (their reward, the pixelwise maximum of the last two: grey uint8 [210, 160])."""
+    reward = sum(ale.act(action) for _ in range(FRAME_SKIP - 1))
+    before_last = ale.getScreenGrayscale()
+    reward += ale.act(action)
+    return float(reward), np.maximum(before_last, ale.getScreenGrayscale())
 
 
 def area_resize(image_HW):
     """Greyscale uint8 [210, 160] (any size not below 84) -> uint8 [84, 84]: OpenCV's INTER_AREA, bit for bit."""
     height, width = image_HW.shape
-    rows = _weighted_sum(image_HW.astype(np.float32), *_area_taps(width), axis=1)
-    return np.rint(_weighted_sum(rows, *_area_taps(height), axis=0)).astype(np.uint8)
+    columns = _weighted_sum(image_HW.T.copy(), *_area_taps(width))  # transposed: gathering whole rows is faster
+    return np.rint(_weighted_sum(columns.T.copy(), *_area_taps(height))).astype(np.uint8)
 
 
-def _weighted_sum(x, index, weight, axis):
-    terms = [np.take(x, i, axis) * (w if axis else w[:, None]) for i, w in zip(index, weight, strict=True)]
-    return sum(terms[1:], terms[0])  # from left to right in float32, as OpenCV adds: another order would round otherwise
+def _weighted_sum(x, index, weight):
+    """From left to right in float32, as OpenCV adds: another order would round otherwise."""
+    total = x[index[0]] * weight[0][:, None]
+    for i, w in zip(index[1:], weight[1:], strict=True):
+        total += x[i] * w[:, None]
+    return total
 
 
 @cache

@@ -1,13 +1,17 @@
-"""Random play, recorded in the DQN Replay layout: the data of SGI-R (Schwarzer et al. 2021).
+"""Play recorded on the emulator, in the DQN Replay layout.
 
-    python -m sgi.collect --game boxing --steps 20000 --out recordings [--seed 0 --envs 8 --ram]
+    python -m sgi.collect --game boxing --steps 20000 --out recordings [--policy random --seed 0 --envs 8 --ram]
 
-Each action is drawn uniformly and held for Geom(1/3) steps (1, 2, ...; mean 3). The reference holds it for one step more
-than it draws (1 + Geom); here the number drawn is the number held. No sticky actions, unclipped rewards, `terminal` = the game
-is over (or was cut at 27,000 steps), not a lost life.
+Policies
+    random   the data of SGI-R (Schwarzer et al. 2021): each action is drawn uniformly and held for Geom(1/3) steps (1, 2, ...;
+             mean 3). The reference holds it for one step more than it draws (1 + Geom); here it is the number drawn
+    cells    explores from places seen before, reward-free: `sgi.explore`
 
-The lanes are played side by side and stored one after another: first all steps of lane 0, then those of lane 1. The last row
-of a lane is marked terminal although its game went on, so that no window of frames runs from one lane into the next.
+No sticky actions, unclipped rewards, `terminal` = the game is over (or was cut at 27,000 steps), not a lost life.
+
+Several lanes are played side by side and stored one after another: first all steps of lane 0, then those of lane 1. The last
+row of a lane is marked terminal although its game went on, so that no window of frames runs from one lane into the next; so is
+the row before `cells` goes back.
 """
 
 import argparse
@@ -15,24 +19,25 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from launch.cli import guarded
+from sgi import explore
 from sgi.atari import SIZE, AtariVec, display_name, num_actions, record_ram
 from sgi.dqn_replay import Writer
+from sgi.explore import BURST, MAX_CELLS, held_actions
 from training.errors import UserError
 
 BLOCK = 4096  # rows handed to the writer at once
 RECORD = "collect.json"  # beside replay_logs: settings and summary, written last
 
-
-def held_actions(rng: np.random.Generator, steps: int, actions: int, repeat: float) -> np.ndarray:
-    """int64 [steps]: uniform actions, each held for a number of steps drawn from Geom(`repeat`), of mean 1 / repeat."""
-    holds = rng.geometric(repeat, size=steps)  # enough: each lasts a step at least
-    return np.repeat(rng.integers(actions, size=steps), holds)[:steps]
+# A policy plays `settings["steps"]` steps and calls `write(observation=, action=, reward=, terminal=[, ram=])` with rows in the
+# order in which they are to be stored, any number at once. The path is a folder for temporary files. It returns its part of the
+# summary: `episodes`, `mean_score`, `steps_per_second` and what else it counts.
+Policy = Callable[[dict, Path, Callable[..., None]], dict]
 
 
 def collect(
@@ -40,38 +45,51 @@ def collect(
     steps: int,
     out: str | Path,
     *,
+    policy: str = "random",
     seed: int = 0,
-    envs: int = 8,
+    envs: int | None = None,
     run: int = 1,
     chunk: int = 1_000_000,
     repeat: float = 1 / 3,
     ram: bool = False,
     full_actions: bool = False,
+    max_cells: int = MAX_CELLS,
+    burst: int = BURST,
     overwrite: bool = False,
 ) -> dict:
     """Records `steps` agent steps in all, under {out}/{Game}/{run}, and returns what was recorded.
 
     Returns `game`, `steps`, `episodes` (finished ones), `mean_score` of these (None if there are none), `seconds`,
-    `steps_per_second` of the play alone, and `files`, relative to `out`.
+    `steps_per_second` of the play alone, `cells` found (by `cells`), and `files`, relative to `out`.
 
     The recording depends on the settings only, appears whole or not at all, and is not made twice: a folder that holds one of
     the same settings is left as it is. Raises UserError if it holds anything else, unless `overwrite`.
     While it runs it takes 7 kB of disk a step in `out`, and 7 kB for each row of a chunk; memory stays flat.
-    With `ram` the console's memory at each frame is stored too, as kind `ram` uint8 [n, 128].
+    With `ram` the console's memory at each frame is stored too, as kind `ram` uint8 [n, 128]. `envs`: lanes, 8 unless given;
+    the policy `cells` has one. `max_cells`: those that `cells` can go back to, 16 kB of memory each; `burst`: steps at most
+    until it goes back, and half of that at least.
     """
     game, out = display_name(game), Path(out)
+    if policy not in POLICIES:
+        raise UserError(f"no policy {policy!r}: {', '.join(POLICIES)}")
+    if policy == "cells" and (envs not in (None, 1) or min(max_cells, burst) < 1):
+        raise UserError("the policy cells needs envs = 1, max_cells >= 1 and burst >= 1")
+    if envs is None:
+        envs = 1 if policy == "cells" else 8
     if not 1 <= envs <= steps or min(chunk, run) < 1 or seed < 0 or not 0 < repeat <= 1:
         raise UserError("collect needs 1 <= envs <= steps, chunk >= 1, run >= 1, seed >= 0 and 0 < repeat <= 1")
     settings = {
         "game": game, "steps": steps, "seed": seed, "envs": envs, "run": run, "chunk": chunk, "repeat": repeat, "ram": ram,
-        "full_actions": full_actions,
+        "full_actions": full_actions, "policy": policy,
     }  # fmt: skip
+    if policy == "cells":
+        settings |= {"max_cells": max_cells, "burst": burst}
     target = out / game / str(run)
     if not overwrite and (found := _existing(target, settings)):
         return found
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".collecting-", dir=out) as scratch:
-        summary = _record(settings, Path(scratch))
+        summary = _record(settings, Path(scratch), POLICIES[policy])
         made = Path(scratch) / game / str(run)
         (made / RECORD).write_text(json.dumps({"settings": settings, "summary": summary}, indent=1) + "\n")
         target.parent.mkdir(exist_ok=True)
@@ -92,65 +110,88 @@ def _existing(target: Path, settings: dict) -> dict | None:
         return None
     if (target / RECORD).exists():
         record = json.loads((target / RECORD).read_text())
-        if record["settings"] == settings:
+        if {"policy": "random"} | record["settings"] == settings:  # there was no other one once
             return record["summary"]
     raise UserError(f"{target} holds something else: give --overwrite, another --out or another --run")
 
 
-def _record(settings: dict, root: Path) -> dict:
-    game, steps, lanes, full = (settings[key] for key in ("game", "steps", "envs", "full_actions"))
+def _record(settings: dict, root: Path, policy: Policy) -> dict:
     began = time.perf_counter()
-    rows = -(-steps // lanes)
-    rngs = [np.random.default_rng(np.random.SeedSequence((settings["seed"], lane))) for lane in range(lanes)]
-    actions = np.stack([held_actions(rng, rows, num_actions(game, full), settings["repeat"]) for rng in rngs])
-    with tempfile.TemporaryFile(dir=root) as spill:
-        frames = np.memmap(spill, np.uint8, "w+", shape=(lanes, rows, SIZE, SIZE))
-        env = AtariVec(game, lanes, seed=settings["seed"], life_loss=False, full_action_space=full)
-        ready = time.perf_counter()
-        rewards, terminals, starts, scores = _play(env, actions, frames)
-        played = time.perf_counter() - ready
-        env.close()
-        with Writer(root, game, settings["run"], settings["chunk"]) as writer:
-            for lane in range(lanes):
-                count = steps // lanes + (lane < steps % lanes)
-                terminals[lane, count - 1] = True
-                arrays = {
-                    "observation": frames[lane, :count],
-                    "action": actions[lane, :count],
-                    "reward": rewards[lane, :count],
-                    "terminal": terminals[lane, :count],
-                }
-                if settings["ram"]:
-                    arrays["ram"] = np.concatenate([*_memory(game, starts[lane], actions[lane], frames[lane], full)])[:count]
-                for begin in range(0, count, BLOCK):
-                    writer.append(**{kind: array[begin : begin + BLOCK] for kind, array in arrays.items()})
+    with Writer(root, settings["game"], settings["run"], settings["chunk"]) as writer:
+        played = policy(settings, root, writer.append)
     return {
-        "game": game,
-        "steps": steps,
-        "episodes": len(scores),
-        "mean_score": float(np.mean(scores)) if scores else None,
+        "game": settings["game"],
+        "steps": settings["steps"],
+        **played,
         "seconds": round(time.perf_counter() - began, 2),
-        "steps_per_second": round(lanes * rows / played, 1),
         "files": [str(path.relative_to(root)) for path in writer.files],
     }
 
 
-def _play(env: AtariVec, actions, frames):
-    """Plays actions [N, T] and fills frames [N, T, 84, 84].
+def play_random(settings: dict, scratch: Path, write: Callable[..., None]) -> dict:
+    """The policy `random`."""
+    lanes, rows = settings["envs"], -(-settings["steps"] // settings["envs"])
+    choices = num_actions(settings["game"], settings["full_actions"])
+    rngs = [np.random.default_rng(np.random.SeedSequence((settings["seed"], lane))) for lane in range(lanes)]
+    actions = np.stack([held_actions(rng, rows, choices, settings["repeat"]) for rng in rngs])
+    return play_lanes(settings, scratch, write, lambda t, _: actions[:, t])
 
-    -> rewards float32 [N, T], terminals bool [N, T], [(first row, no-ops) of each game] of each lane, scores of finished games
+
+def play_lanes(settings: dict, scratch: Path, write: Callable[..., None], act: Callable[[int, np.ndarray], np.ndarray]) -> dict:
+    """Plays `envs` lanes of `AtariVec` side by side and writes one after another, for any policy of this kind.
+
+    act: (t, observation uint8 [N, 4, 84, 84]) -> actions int [N]
     """
-    rewards, terminals, scores = np.zeros(actions.shape, np.float32), np.zeros(actions.shape, bool), []
+    game, steps, lanes, full = (settings[key] for key in ("game", "steps", "envs", "full_actions"))
+    rows = -(-steps // lanes)
+    with tempfile.TemporaryFile(dir=scratch) as spill:
+        frames = np.memmap(spill, np.uint8, "w+", shape=(lanes, rows, SIZE, SIZE))
+        env = AtariVec(game, lanes, seed=settings["seed"], life_loss=False, full_action_space=full)
+        ready = time.perf_counter()
+        actions, rewards, terminals, starts, scores = _play(env, act, frames)
+        played = time.perf_counter() - ready
+        env.close()
+        for lane in range(lanes):
+            count = steps // lanes + (lane < steps % lanes)
+            terminals[lane, count - 1] = True
+            arrays = {
+                "observation": frames[lane, :count],
+                "action": actions[lane, :count],
+                "reward": rewards[lane, :count],
+                "terminal": terminals[lane, :count],
+            }
+            if settings["ram"]:
+                arrays["ram"] = np.concatenate([*_memory(game, starts[lane], actions[lane], frames[lane], full)])[:count]
+            for begin in range(0, count, BLOCK):
+                write(**{kind: array[begin : begin + BLOCK] for kind, array in arrays.items()})
+    return {
+        "episodes": len(scores),
+        "mean_score": float(np.mean(scores)) if scores else None,
+        "steps_per_second": round(lanes * rows / played, 1),
+    }
+
+
+POLICIES: dict[str, Policy] = {"random": play_random, "cells": explore.play}
+
+
+def _play(env: AtariVec, act, frames):
+    """Plays T steps and fills frames [N, T, 84, 84].
+
+    -> actions int64 [N, T], rewards float32 [N, T], terminals bool [N, T], [(first row, no-ops) of each game] of each lane,
+    scores of finished games
+    """
+    shape, scores = frames.shape[:2], []
+    actions, rewards, terminals = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, bool)
     observation, _ = env.reset()
     starts = [[(0, int(noops))] for noops in env.noops]
-    for t in range(actions.shape[1]):
-        frames[:, t] = observation[:, -1]
+    for t in range(shape[1]):
+        frames[:, t], actions[:, t] = observation[:, -1], act(t, observation)
         observation, rewards[:, t], terminated, truncated, info = env.step(actions[:, t])
         terminals[:, t] = terminated | truncated
         for lane in np.flatnonzero(terminals[:, t]):
             scores.append(float(info["episode_return"][lane]))
             starts[lane].append((t + 1, int(env.noops[lane])))
-    return rewards, terminals, starts, scores
+    return actions, rewards, terminals, starts, scores
 
 
 def _memory(game, starts, actions, frames, full) -> Iterator[np.ndarray]:
@@ -170,16 +211,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--game", required=True, help="'boxing' or 'Boxing'")
     parser.add_argument("--steps", type=int, required=True, help="agent steps in all")
     parser.add_argument("--out", required=True, help="root of the DQN Replay layout")
+    parser.add_argument("--policy", choices=sorted(POLICIES), default="random", help="who plays")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--envs", type=int, default=8, help="lanes played side by side")
+    parser.add_argument("--envs", type=int, help="lanes played side by side; 8, with cells 1")
     parser.add_argument("--run", type=int, default=1, help="the layout's run number")
     parser.add_argument("--chunk", type=int, default=1_000_000, help="rows in one file")
     parser.add_argument("--repeat", type=float, default=1 / 3, help="p of the geometric hold; mean 1/p steps")
     parser.add_argument("--ram", action="store_true", help="store the console's memory too")
     parser.add_argument("--full-actions", action="store_true", help="all 18 actions")
+    parser.add_argument("--max-cells", type=int, default=MAX_CELLS, help="cells to which `cells` can go back; 16 kB each")
+    parser.add_argument("--burst", type=int, default=BURST, help="steps at most until `cells` goes back")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     done = collect(**vars(parser.parse_args(argv)))
     score = "no game finished" if done["mean_score"] is None else f"mean score {done['mean_score']:.1f}"
+    score += f", {done['cells']} cells" if "cells" in done else ""
     rate = f"{done['steps_per_second']:.0f} steps/s"
     print(f"{done['game']}: {done['steps']} steps at {rate}, {done['episodes']} episodes, {score};", *done["files"])
 

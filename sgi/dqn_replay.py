@@ -18,10 +18,10 @@ import shutil
 import sys
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import fsspec
 import numpy as np
@@ -35,17 +35,17 @@ DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, ValueError)  # what a broken g
 
 
 class Writer:
-    """Context manager that appends rows and writes them as complete files of `chunk` rows each, ckpt.0, ckpt.1, ...
+    """Context manager that appends rows and writes them as complete files of `chunk` rows each, ckpt.{first}, ...
 
     Rows are spooled to a hidden file beside the target and compressed when the chunk is full, so that memory stays flat. Each
     file appears whole or not at all, `observation` last. Leaving the block normally writes the last, shorter chunk; leaving
     it by an exception drops that.
     """
 
-    def __init__(self, root: str | os.PathLike, game: str, run: int, chunk: int = 1_000_000):
+    def __init__(self, root: str | os.PathLike, game: str, run: int, chunk: int = 1_000_000, first: int = 0):
         self.folder = Path(root) / display_name(game) / str(run) / "replay_logs"
         self.chunk, self.files = chunk, []
-        self._spools, self._rows, self._index = {}, 0, 0
+        self._spools, self._rows, self._index = {}, 0, first
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,13 +53,8 @@ class Writer:
 
     def append(self, **kinds: np.ndarray):
         """observation=, action=, reward=, terminal= and any extra kinds; arrays of n >= 0 rows each."""
-        if missing := KINDS.keys() - kinds:
-            raise ValueError(f"append() lacks {sorted(missing)}")
-        arrays = {kind: np.ascontiguousarray(rows, KINDS.get(kind)) for kind, rows in kinds.items()}
-        counts = {len(rows) for rows in arrays.values()}
-        if len(counts) != 1:
-            raise ValueError(f"append() got different numbers of rows: { {k: len(v) for k, v in arrays.items()} }")
-        total, done = counts.pop(), 0
+        arrays, total = as_rows(kinds)
+        done = 0
         while done < total:
             part = min(total - done, self.chunk - self._rows)
             for kind, rows in arrays.items():
@@ -105,16 +100,54 @@ class Writer:
         self._rows, self._index = 0, self._index + 1
 
 
-class Shard(NamedTuple):
-    """One checkpoint of one run: `pattern.format(kind)` is the path of a kind's file in its file system."""
+def as_rows(kinds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """(arrays in the layout's types, how many rows they have). Raises ValueError if a kind lacks or their numbers differ."""
+    if missing := KINDS.keys() - kinds:
+        raise ValueError(f"append() lacks {sorted(missing)}")
+    arrays = {kind: np.ascontiguousarray(rows, KINDS.get(kind)) for kind, rows in kinds.items()}
+    counts = {len(rows) for rows in arrays.values()}
+    if len(counts) != 1:
+        raise ValueError(f"append() got different numbers of rows: { {k: len(v) for k, v in arrays.items()} }")
+    return arrays, counts.pop()
+
+
+class Shard(Protocol):
+    """What a Store reads of one checkpoint of one run, whatever its format."""
+
+    run: int
+    checkpoint: int
+
+    def path(self, kind: str) -> str:
+        """The file that holds a kind, for messages."""
+
+    def whole(self, kind: str) -> np.ndarray:
+        """All rows of a small kind."""
+
+    def lazy(self, kind: str):
+        """Rows that stay on disk: `len`, `shape`, `dtype`, and indexing by an integer array."""
+
+
+class GzipShard(NamedTuple):
+    """`pattern.format(kind)` is the path of a kind's file in the file system `files`."""
 
     run: int
     checkpoint: int
     pattern: str
+    files: fsspec.AbstractFileSystem
+    cache: Path
+
+    def path(self, kind: str) -> str:
+        return self.pattern.format(kind)
+
+    def whole(self, kind: str) -> np.ndarray:
+        return read_npy(self.files, self.path(kind))
+
+    def lazy(self, kind: str) -> np.ndarray:
+        return np.load(decode_once(self.files, self.path(kind), self.cache), mmap_mode="r")
 
 
 class Store:
-    """Read-only rows of several shards, one after another. Frames stay on disk, memory-mapped; see `open_store`.
+    """Read-only rows of several shards, one after another. Frames stay on disk; see `sgi.formats.open_play`.
 
     num_frames   N, over all shards
     channels     names of the extra kinds that every shard has
@@ -124,10 +157,10 @@ class Store:
     rewards      float32 [N], unclipped, read when first asked for
     """
 
-    def __init__(self, files: fsspec.AbstractFileSystem, shards: Sequence[Shard], channels: Sequence[str], cache: Path):
-        self._files, self.shards, self.channels, self._cache = files, tuple(shards), tuple(channels), cache
-        self._mapped = {"observation": [self._map("observation", shard) for shard in shards]}
-        lengths = [len(frames) for frames in self._mapped["observation"]]
+    def __init__(self, shards: Sequence[Shard], channels: Sequence[str]):
+        self.shards, self.channels = tuple(shards), tuple(channels)
+        self._lazy = {"observation": [_frames(shard) for shard in shards]}
+        lengths = [len(frames) for frames in self._lazy["observation"]]
         self._offsets = np.cumsum([0, *lengths])
         self.num_frames = int(self._offsets[-1])
         self.actions = self._small("action").astype(np.int32, copy=False)
@@ -146,40 +179,39 @@ class Store:
     def rows(self, channel: str, index) -> np.ndarray:
         """Like `frames`, for 'observation' or one of `channels`: [...] -> [..., *row]."""
         index = np.asarray(index)
-        if channel not in self._mapped:
+        if channel not in self._lazy:
             if channel not in self.channels:
                 raise UserError(f"these frames come without {channel!r}; they have {list(self.channels)}")
-            self._mapped[channel] = [self._checked(self._map(channel, s), channel, i) for i, s in enumerate(self.shards)]
+            self._lazy[channel] = [self._checked(shard.lazy(channel), channel, i) for i, shard in enumerate(self.shards)]
         if index.size and (index.min() < 0 or index.max() >= self.num_frames):
             raise IndexError(f"frames {index.min()}..{index.max()} of a store of {self.num_frames}")
-        mapped = self._mapped[channel]
+        lazy = self._lazy[channel]
         owner = np.searchsorted(self._offsets, index, "right") - 1
         owners = np.unique(owner)
         if len(owners) == 1:  # the usual case, without a second copy
-            return np.asarray(mapped[owners[0]][index - self._offsets[owners[0]]])
-        out = np.empty((*index.shape, *mapped[0].shape[1:]), mapped[0].dtype)
+            return np.asarray(lazy[owners[0]][index - self._offsets[owners[0]]])
+        out = np.empty((*index.shape, *lazy[0].shape[1:]), lazy[0].dtype)
         for shard in owners:
             here = owner == shard
-            out[here] = mapped[shard][index[here] - self._offsets[shard]]
+            out[here] = lazy[shard][index[here] - self._offsets[shard]]
         return out
 
     def _small(self, kind):
-        parts = [self._checked(read_npy(self._files, s.pattern.format(kind)), kind, i) for i, s in enumerate(self.shards)]
-        return np.concatenate(parts)
+        return np.concatenate([self._checked(shard.whole(kind), kind, i) for i, shard in enumerate(self.shards)])
 
     def _checked(self, rows, kind, shard):
         expected = self._offsets[shard + 1] - self._offsets[shard]
         if len(rows) != expected:
-            path = self.shards[shard].pattern.format(kind)
+            path = self.shards[shard].path(kind)
             raise UserError(f"{path} has {len(rows)} rows, its observation file has {expected}: fetch this checkpoint again")
         return rows
 
-    def _map(self, kind, shard):
-        path = shard.pattern.format(kind)
-        rows = np.load(decode_once(self._files, path, self._cache), mmap_mode="r")
-        if kind == "observation" and (rows.ndim != 3 or rows.dtype != np.uint8 or not len(rows)):
-            raise UserError(f"{path} holds {rows.dtype}{rows.shape}, not frames uint8 [n, 84, 84]")
-        return rows
+
+def _frames(shard: Shard):
+    rows = shard.lazy("observation")
+    if len(rows.shape) != 3 or rows.dtype != np.uint8 or not len(rows):
+        raise UserError(f"{shard.path('observation')} holds {rows.dtype}{rows.shape}, not frames uint8 [n, 84, 84]")
+    return rows
 
 
 def open_store(
@@ -194,26 +226,40 @@ def open_store(
     file is decoded once, in small blocks, to a .npy in `cache` ($XDG_CACHE_HOME/quintet/frames or ~/.cache/quintet/frames; 7 GB
     for a million frames), and memory-mapped from then on. Raises UserError for missing or damaged files.
     """
+    files, base = open_root(root)
+    found = find_shards(files, f"{base}/{display_name(game)}")
+    if not found:
+        raise UserError(f"no DQN Replay files of {display_name(game)} under {root}: make some with python -m sgi.collect")
+    wanted = pick_shards(found, shards, root, game)
+    for pair in wanted:
+        if lacking := KINDS.keys() - found[pair].keys():
+            raise UserError(f"{root}: run {pair[0]}, checkpoint {pair[1]} of {game} lacks {', '.join(sorted(lacking))}")
+    extra = set.intersection(*(set(found[pair]) for pair in wanted)) - KINDS.keys()
+    cache = Path(cache) if cache else default_cache()
+    return Store([GzipShard(*pair, found[pair]["observation"], files, cache) for pair in wanted], sorted(extra))
+
+
+def open_root(root: str | os.PathLike) -> tuple[fsspec.AbstractFileSystem, str]:
+    """(file system, path in it) of a folder or a URL."""
     try:
         files, base = fsspec.core.url_to_fs(os.fspath(root))
     except (ImportError, ValueError) as error:
         raise UserError(
             f"cannot open {root}: {error}" + (": pip install gcsfs" if str(root).startswith("gs:") else "")
         ) from error
-    found = find_shards(files, f"{base.rstrip('/')}/{display_name(game)}")
-    if not found:
-        raise UserError(f"no DQN Replay files of {display_name(game)} under {root}: make some with python -m sgi.collect")
+    return files, base.rstrip("/")
+
+
+def pick_shards(
+    found: Collection, shards: Sequence[tuple[int, int]] | Literal["all"], root, game: str
+) -> list[tuple[int, int]]:
+    """The (run, checkpoint) pairs asked for, if they were found; 'all' in ascending order."""
     wanted = sorted(found) if isinstance(shards, str) else [tuple(pair) for pair in shards]
     if absent := [pair for pair in wanted if pair not in found]:
         raise UserError(f"{root} lacks (run, checkpoint) {absent} of {display_name(game)}; it has {sorted(found)}")
     if not wanted:
         raise UserError("no (run, checkpoint) pairs asked for")
-    for pair in wanted:
-        if lacking := KINDS.keys() - found[pair].keys():
-            raise UserError(f"{root}: run {pair[0]}, checkpoint {pair[1]} of {game} lacks {', '.join(sorted(lacking))}")
-    extra = set.intersection(*(set(found[pair]) for pair in wanted)) - KINDS.keys()
-    chosen = [Shard(*pair, found[pair]["observation"]) for pair in wanted]
-    return Store(files, chosen, sorted(extra), Path(cache) if cache else default_cache())
+    return wanted
 
 
 def find_shards(files, folder: str) -> dict[tuple[int, int], dict[str, str]]:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.cli import guarded
-from sgi import dqn_replay
-from sgi.atari import display_name, rom_name
+from sgi.atari import rom_name
 from sgi.augment import prepare
+from sgi.dqn_replay import Store
+from sgi.formats import open_play
 from sgi.nets import SGINet, flatten
 from sgi.pretrain import build_net
 from sgi.targets import mean_cosine
@@ -48,9 +49,7 @@ class Encoded(NamedTuple):
     action: np.ndarray  # int [M]: the action that led from one to the next
 
 
-def probe(
-    net: SGINet, variables: dict, train: dqn_replay.Store, test: dqn_replay.Store, game: str, *, samples: int = 3000
-) -> dict:
+def probe(net: SGINet, variables: dict, train: Store, test: Store, game: str, *, samples: int = 3000) -> dict:
     """All figures of one encoder, as floats.
 
     r2_spatial, r2_projection        mean over positions of the test R^2 of a ridge probe on latents, on projections
@@ -75,7 +74,7 @@ def probe(
     return result
 
 
-def encode(net: SGINet, variables: dict, store: dqn_replay.Store, game: str, samples: int, seed: int) -> Encoded:
+def encode(net: SGINet, variables: dict, store: Store, game: str, samples: int, seed: int) -> Encoded:
     """Features of `samples` windows drawn without replacement (all, if there are fewer)."""
     if game not in POSITIONS:
         raise UserError(f"no RAM positions are known for {game}; there are {', '.join(POSITIONS)}")
@@ -145,7 +144,7 @@ def main(argv: list[str]) -> None:
     for run in args.runs:
         config = configs.load_saved(run)
         runtime.setup(**config.runtime)
-        train, test = (dqn_replay.open_store(root, display_name(game), "all") for root in (args.train, args.test))
+        train, test = (open_play(root, game) for root in (args.train, args.test))
         arrays = read_arrays(run)
         variables = {"params": arrays["params"], "batch_stats": arrays["extra"]["stats"]}
         results[run] = probe(build_net(config), variables, train, test, game, samples=args.samples)

@@ -6,40 +6,33 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sgi import dqn_replay
 from sgi.atari import display_name, num_actions
 from sgi.collect import collect
+from sgi.dqn_replay import Store
+from sgi.formats import open_play, parse_shards
 from training.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-def open_data(data: ConfigDict) -> dqn_replay.Store:
+def open_data(data: ConfigDict) -> Store:
     """The store that `config.data` asks for.
 
-    dir     root of the DQN-Replay layout (a folder or gs://...); '' means $QUINTET_DATA/dqn if the game is there, else
-            `collect` steps of the paper's random policy, recorded once under ~/.cache/quintet
+    dir     root of the DQN-Replay layout (a folder or gs://...) or of ArrayRecord files, 'tfds' or 'tfds:folder' for
+            tensorflow-datasets (see `sgi.formats`); '' means $QUINTET_DATA/dqn if the game is there, else `collect` steps of
+            the paper's random policy, recorded once under ~/.cache/quintet
     game    'Boxing', 'boxing'
     shards  'all', or run/checkpoint pairs: '1/1,1/25,1/50'
-    cache   folder of the decoded frames; '' means ~/.cache/quintet/frames
+    cache   folder of the decoded or converted frames; '' means ~/.cache/quintet/frames
     """
     root, actions = data.dir or str(_default(data)), num_actions(data.game, full=data.full_action_space)
-    store = dqn_replay.open_store(root, data.game, _shards(data.shards), cache=data.cache or None)
+    shards = parse_shards(data.shards, "config.data.shards")
+    store = open_play(root, data.game, shards, cache=data.cache or None)
     if store.actions.max(initial=0) >= actions:
         raise UserError(
             f"{root} has action {store.actions.max()}, but {data.game} has {actions}: set config.data.full_action_space"
         )
     return store
-
-
-def _shards(text: str) -> str | tuple[tuple[int, int], ...]:
-    if text == "all":
-        return text
-    try:
-        pairs = [pair.split("/") for pair in text.split(",")]
-        return tuple((int(run), int(checkpoint)) for run, checkpoint in pairs)
-    except ValueError as error:
-        raise UserError(f"config.data.shards is {text!r}; write 'all' or run/checkpoint pairs such as '1/1,1/25'") from error
 
 
 def _default(data: ConfigDict) -> Path:

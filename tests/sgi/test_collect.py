@@ -1,10 +1,12 @@
-"""Recorded random play: how long actions are held, what a row means, that it is replayable and repeatable."""
+"""Recorded play, mostly random: how long actions are held, what a row means, that it is replayable and repeatable."""
+
+import json
 
 import numpy as np
 import pytest
 
 from sgi.atari import AtariVec, record_ram
-from sgi.collect import collect, held_actions, main
+from sgi.collect import POLICIES, collect, held_actions, main, play_lanes
 from sgi.dqn_replay import open_store
 from training.errors import UserError
 
@@ -66,6 +68,42 @@ def test_files_and_repetition(breakout, tmp_path, capsys):
     first, again = ([path.read_bytes() for path in sorted((tmp_path / name).rglob("*.gz"))] for name in ("a", "b"))
     assert first == again and len(first) == 4
     assert "40 steps" in capsys.readouterr().out
+
+
+def test_a_policy_that_looks(tmp_path, monkeypatch):
+    """A policy is a function: this one sees the stacks that led to each row, and is asked once for all lanes of a step."""
+    seen = []
+
+    def act(t, observation):
+        seen.append(observation[:, -2:].copy())
+        return np.array([t % 3, 17])
+
+    monkeypatch.setitem(POLICIES, "mine", lambda *args: play_lanes(*args, act) | {"looks": len(seen)})
+    done = collect("boxing", 9, tmp_path, policy="mine", envs=2, ram=True)
+    store = open_store(tmp_path, "boxing", cache=tmp_path / "cache")
+    assert store.actions.tolist() == [0, 1, 2, 0, 1, 17, 17, 17, 17] and store.channels == ("ram",)
+    lanes = np.stack(seen, 1)  # [lane, t, 2, 84, 84]
+    np.testing.assert_array_equal(store.frames(np.arange(9)), [*lanes[0, :, 1], *lanes[1, :4, 1]])
+    np.testing.assert_array_equal(lanes[:, 1:, 0], lanes[:, :-1, 1])
+    assert (done["looks"], done["episodes"]) == (5, 0)
+    record = json.loads((tmp_path / "Boxing/1/collect.json").read_text())
+    assert record["settings"]["policy"] == "mine" and record["summary"] == done
+
+
+def test_recordings_from_before_there_were_policies_are_found(tmp_path, monkeypatch):
+    made = collect("boxing", 10, tmp_path, envs=2)
+    path = tmp_path / "Boxing/1/collect.json"
+    record = json.loads(path.read_text())
+    assert record["settings"].pop("policy") == "random"
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr("sgi.collect._record", None)
+    assert collect("boxing", 10, tmp_path, envs=2) == made
+
+
+def test_the_explorer_from_the_command_line(tmp_path, capsys):
+    main(["--game", "boxing", "--steps", "120", "--out", str(tmp_path), "--policy", "cells", "--max-cells", "50", "--ram"])
+    store = open_store(tmp_path, "boxing", cache=tmp_path / "cache")
+    assert store.num_frames == 120 and store.channels == ("ram",) and " cells; Boxing/1/" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten_unasked(breakout, monkeypatch):
