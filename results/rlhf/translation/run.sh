@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Experiment E6: language drift in the translation game: one pretrained pair, every arm from it with three seeds. Resumable.
+# Experiment E6: language drift in the translation game: one pretrained pair, every arm from it with three seeds. Resumable (queue.sh).
 #   QUINTET_DATA=DATA results/rlhf/translation/run.sh RUNS
 set -euo pipefail
 source "$(dirname "$0")/../queue.sh"
