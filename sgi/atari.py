@@ -11,8 +11,9 @@ Legend: N lanes (environments), T agent steps.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from ale_py import ALEInterface, AtariVectorEnv, LoggerMode, roms
@@ -51,11 +52,12 @@ def display_name(game: str) -> str:
     return "".join(word.capitalize() for word in rom_name(game).split("_"))
 
 
-def single_game(game: str) -> ALEInterface:
-    """One bare emulator at the game's start, without sticky actions."""
+def single_game(game: str, *, sticky: float = 0.0, seed: int = 0) -> ALEInterface:
+    """One bare emulator at the game's start; `seed` matters with sticky actions only."""
     ALEInterface.setLoggerMode(LoggerMode.Error)
     ale = ALEInterface()
-    ale.setFloat("repeat_action_probability", 0.0)
+    ale.setInt("random_seed", seed)
+    ale.setFloat("repeat_action_probability", sticky)
     ale.loadROM(roms.get_rom_path(rom_name(game)))
     ale.reset_game()
     return ale
@@ -103,6 +105,7 @@ class AtariVec(VectorEnv):
         """`noop_max` raw frames (0: none), `max_steps` agent steps per game, `num_threads` 0: as many as lanes or cores."""
         self.game, self.num_envs = rom_name(game), num_envs
         self.noop_max, self.max_steps, self.life_loss = noop_max, max_steps, life_loss
+        self.sticky, self.full_action_space = sticky, full_action_space
         self._emulators = AtariVectorEnv(
             self.game,
             num_envs,
@@ -129,6 +132,7 @@ class AtariVec(VectorEnv):
         self._return = np.zeros(num_envs)
         self._lives = np.zeros(num_envs, np.int64)
         self.noops = np.zeros(num_envs, np.int64)  # raw frames at the start of the running games
+        self.seeds = np.zeros(num_envs, np.int64)  # of the emulators, in the running games
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Starts the next game in every lane, or with a `seed` the first game of that seed. -> (observation, info)"""
@@ -216,6 +220,7 @@ class AtariVec(VectorEnv):
         while pending.any():
             seeds = [episode_seed(self._seed, lane, self._episode[lane], attempt) for lane in np.flatnonzero(pending)]
             frames, info = self._emulators.reset(seed=np.array(seeds), options={"reset_mask": pending})
+            self.seeds[pending] = seeds
             self.noops[pending] = info["episode_frame_number"][pending]
             self._lives[pending] = info["lives"][pending]
             self._stack[pending, :-1] = 0
@@ -239,21 +244,36 @@ class AtariVec(VectorEnv):
         return reward.astype(np.float32), game_over, life_lost
 
 
-def record_ram(game: str, noops: int, actions: Sequence[int], *, full_action_space: bool = False):
-    """Plays one recorded game again on a bare emulator, without sticky actions: (ram uint8 [T, 128], frames uint8 [T, 84, 84])
+def replay(
+    game: str, noops: int, actions: Sequence[int], *, full_action_space: bool = False, sticky: float = 0.0, seed: int = 0
+) -> Iterator[tuple[ALEInterface, int]]:
+    """Plays one recorded game again on a bare emulator: yields (emulator, reward of this raw frame), 1 + 4 T times.
 
-    Row t is the console's memory at the moment when frame t was on the screen and `actions[t]` was chosen; `noops` is
-    `AtariVec.noops` of that game. The frames are those of `AtariVec`: compare them, to know that the replay is the same game.
+    First after the no-ops, then after every raw frame. `noops` is `AtariVec.noops` of that game, and `seed` its
+    `AtariVec.seeds`, which sticky actions need. The emulator is the same object every time: read from it before going on.
     """
-    ale = single_game(game)
+    ale = single_game(game, sticky=sticky, seed=int(seed))
     action_set = ale.getLegalActionSet() if full_action_space else ale.getMinimalActionSet()
     for _ in range(noops):
         ale.act(action_set[0])
-    screen, ram, frames = ale.getScreenGrayscale(), [], []
+    yield ale, 0
     for action in actions:
-        ram.append(ale.getRAM())
-        frames.append(area_resize(screen))
-        _, screen = agent_step(ale, action_set[action])
+        for _ in range(FRAME_SKIP):
+            yield ale, ale.act(action_set[action])
+
+
+def record_ram(game: str, noops: int, actions: Sequence[int], **options: Any):
+    """Plays one recorded game again, see `replay`: (ram uint8 [T, 128], frames uint8 [T, 84, 84])
+
+    Row t is the console's memory at the moment when frame t was on the screen and `actions[t]` was chosen. The frames are those
+    of `AtariVec`: compare them, to know that the replay is the same game.
+    """
+    screens, ram, frames = [], [], []
+    for i, (ale, _) in enumerate(replay(game, noops, actions, **options)):
+        screens = [*screens[-1:], ale.getScreenGrayscale()]
+        if i % FRAME_SKIP == 0 and len(ram) < len(actions):
+            ram.append(ale.getRAM())
+            frames.append(area_resize(np.maximum(*screens) if i else screens[0]))
     return np.stack(ram), np.stack(frames)
 
 

@@ -1,8 +1,12 @@
 """Weights of the reference implementation (github.com/mila-iqia/SGI, PyTorch state dict) to and from `SGINet`.
 
+    python -m sgi.convert to-npz FILE.pt OUT.npz           so that machines without PyTorch can read them
+    python -m sgi.convert to-pt FILE.npz OUT.pt
+    python -m sgi.convert export WORKDIR OUT.{pt,npz} [--step N]     the weights of a run of ours, for the reference
     python -m sgi.convert check FILE.npz
 
-recomputes every output stored next to the weights in FILE.npz, prints the relative errors and exits 1 if one is above 1e-4.
+`check` recomputes every output stored next to the weights in FILE.npz, prints the relative errors and exits 1 if one is above
+1e-4. Bad input: one line, exit code 2.
 
 The reference is NCHW with weights OIHW and (out, in), and flattens in C, H, W order; `SGINet` is NHWC with weights HWIO and
 (in, out), and flattens in H, W, C order.
@@ -18,7 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.cli import guarded
+from sgi import weights as files
 from sgi.nets import NATURE_CHANNELS, RESNETS, SGINet
+from training import config as configs
+from training.checkpoint import read_arrays
 from training.errors import UserError
 
 SIDE = 7  # latents are 7 x 7
@@ -179,7 +187,7 @@ def from_reference(state_dict: Mapping[str, np.ndarray], quirks: bool = False) -
 
 
 def to_reference(net: SGINet, variables: Mapping, target: Mapping | None = None) -> dict[str, np.ndarray]:
-    """The inverse: reference names -> arrays in reference layout, without the redundant entries.
+    """The inverse: reference names -> arrays in reference layout, without the redundant entries (see `with_redundant`).
 
     Collections that are missing from `variables` are left out, so a gradient {'params': ...} converts too.
     """
@@ -188,6 +196,60 @@ def to_reference(net: SGINet, variables: Mapping, target: Mapping | None = None)
         head = "goal" if "goal_head" in target["params"] else "reward"
         entries += [(entry, target) for entry in target_entries(net, head)]
     return {e.name: e.layout.reference(np.asarray(_get(tree, e.path))) for e, tree in entries if e.path[0] in tree}
+
+
+def with_redundant(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state dict of a whole model (of `to_reference` with a target) plus the names that PyTorch stores besides.
+
+    `load_state_dict` of the reference asks for them: 'projection.*', aliases of the head's first layers; for each BatchNorm the
+    counter 'num_batches_tracked', 0 (without effect there); for each noisy layer the noise drawn last, zeros.
+    """
+    head = "goal" if "head.advantage_bias" in weights else "rl"
+    result = dict(weights)
+    for i, stream in enumerate(("advantage", "value")):
+        own = f"head.{head}_{stream}.0."
+        result |= {f"projection.encoders.{i}.{k.removeprefix(own)}": v for k, v in weights.items() if k.startswith(own)}
+    for name, value in list(result.items()):
+        layer, _, part = name.rpartition(".")
+        if part == "running_mean":
+            result[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
+        elif part in ("weight_mu", "bias_mu"):
+            noise = part.replace("mu", "epsilon")
+            result |= {f"{layer}.{noise}": np.zeros_like(value), f"{layer}.old_{noise}": np.zeros_like(value)}
+    return result
+
+
+def export(workdir: str, step: int | None = None) -> tuple[SGINet, dict[str, np.ndarray]]:
+    """(net, state dict of the reference, redundant names included) of a run's newest checkpoint, or of that of `step`.
+
+    Raises:
+      UserError: no run of `sgi.pretrain` or `sgi.finetune`, no checkpoint, or a network that the reference does not have.
+    """
+    net = _net_of_run(workdir)
+    arrays = read_arrays(workdir, step)
+    variables = {"params": arrays["params"], "batch_stats": arrays["extra"]["stats"]}
+    return net, with_redundant(to_reference(net, variables, arrays["extra"]["spr_target"]))
+
+
+def _net_of_run(workdir: str) -> SGINet:
+    from sgi import finetune, pretrain
+
+    methods = {"sgi.pretrain": pretrain, "sgi.finetune": finetune}
+    config = configs.load_saved(workdir)
+    if config.method not in methods:
+        raise UserError(f"{workdir} is a run of {config.method}: only runs of {' and '.join(methods)} have reference weights")
+    if config.population > 1:
+        raise UserError(f"{workdir} is a population of {config.population} seeds: only runs of one seed can be exported")
+    net = methods[config.method].build_net(config)
+    problem = {
+        f"encoder {net.encoder!r}": net.encoder not in ("S", "S-bn", *RESNETS),
+        f"head {net.head!r}": net.head != "dueling",
+        "values instead of distributions (atoms=1)": net.atoms == 1,
+    }
+    if any(problem.values()):
+        named = ", ".join(name for name, bad in problem.items() if bad)
+        raise UserError(f"{workdir} has what the reference does not: {named}; it cannot be exported")
+    return net
 
 
 def variable_shapes(net: SGINet) -> dict:
@@ -229,18 +291,55 @@ def _read(state_dict, entries, shapes) -> dict:
     return tree
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 when every output agrees, 1 when one does not, 2 on bad input."""
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sgi.convert", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("to-npz", "a PyTorch state dict (.pt, .pth) as .npz"), ("to-pt", "an .npz state dict as .pt")):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("file", type=Path)
+        command.add_argument("out", type=Path)
+    text = "the weights of a pretraining or fine-tuning run as a state dict of the reference"
+    command = commands.add_parser("export", help=text, description=text)
+    command.add_argument("workdir")
+    command.add_argument("out", type=Path, help="name ending in .pt, .pth or .npz")
+    command.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    text = "compare the outputs stored in a golden file with ours"
+    command = commands.add_parser("check", help=text, description=text)
+    command.add_argument("file", type=Path, help="npz file with reference weights, inputs and outputs")
+    args = parser.parse_args(argv)
+    if args.command == "check":
+        sys.exit(_check(args.file))
+    _export(args) if args.command == "export" else _convert(args)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    sides = ((".npz",), files.TORCH)
+    into, source = sides if args.command == "to-npz" else sides[::-1]
+    files.check_suffix(args.file, source)
+    files.check_suffix(args.out, into)
+    weights = files.read(args.file)
+    from_reference(weights)  # raises where it is not a model of the reference
+    files.write(args.out, weights)
+    print(f"{args.out}: {len(weights)} arrays")
+
+
+def _export(args: argparse.Namespace) -> None:
+    files.check_suffix(args.out)
+    net, weights = export(args.workdir, args.step)
+    files.write(args.out, weights)
+    print(f"{args.out}: {len(weights)} arrays")
+    missing = [name for name, there in (("goal head", net.goal), ("inverse model", net.inverse)) if not there]
+    if missing:
+        print(
+            f"without {' and '.join(missing)}, which the run does not have: the reference loads it with load_compat_mode=True"
+        )
+
+
+def _check(path: Path) -> int:
+    """Exit code: 0 when every output agrees, 1 when one does not."""
     from sgi.golden import check
 
-    parser = argparse.ArgumentParser(prog="python -m sgi.convert", description="Compare SGINet with the reference networks.")
-    parser.add_argument("command", choices=["check"])
-    parser.add_argument("file", type=Path, help="npz file with reference weights, inputs and outputs")
-    try:
-        errors = check(parser.parse_args(argv).file)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    errors = check(path)
     for name, error in errors.items():
         print(f"{error.relative:9.2e}  {name}" + (f"  (allowed {error.allowed:.2e})" if error.relative > error.allowed else ""))
     worst = max(errors, key=lambda name: errors[name].relative)
@@ -250,4 +349,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

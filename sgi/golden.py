@@ -3,8 +3,6 @@
 A golden file is an npz of `weights/<state-dict name>`, `in/<input>`, and outputs `eval/...`, `train/...`, `grad/<weight>`.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from sgi import losses
 from sgi.augment import prepare
 from sgi.convert import SIDE, from_reference, to_reference
 from sgi.nets import SGINet
+from sgi.weights import read_npz
 from training.errors import UserError
 
 TOLERANCE = 1e-4
@@ -168,7 +167,7 @@ def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> Error:
 
 def check(path: Path) -> dict[str, Error]:
     """The error of every output stored in a golden file, by name. UserError if it is not a golden file."""
-    entries = _load(path)
+    entries = read_npz(path)
     parts = {p: {k.removeprefix(p): v for k, v in entries.items() if k.startswith(p)} for p in ("weights/", "in/")}
     stored = {k: v for k, v in entries.items() if k != "cfg" and not k.startswith(tuple(parts))}
     if not stored:
@@ -180,11 +179,3 @@ def check(path: Path) -> dict[str, Error]:
         if theirs.shape != ours[name].shape:
             raise UserError(f"{path}: {name} has shape {theirs.shape} instead of {ours[name].shape}")
     return {name: compare(name, ours[name], theirs) for name, theirs in stored.items()}
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a readable npz file ({error})") from error

@@ -1,12 +1,11 @@
 """What fine-tuning takes over from pretraining (docs/sgi.md, Fine-tuning)."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from sgi import weights
 from training.checkpoint import read_arrays
 from training.errors import UserError
 from training.method import TrainState
@@ -18,15 +17,11 @@ SHARED = ("encoder", "dynamics", "predictor")
 
 
 def load_pretrained(source: str) -> tuple[dict, dict, dict]:
-    """(params, batch_stats, spr_target) from the workdir of a pretraining run or a reference state dict (.npz), as numpy."""
-    if source.endswith(".npz"):
+    """(params, batch_stats, spr_target) from the workdir of a run, or a reference state dict (.npz, .pt, .pth), as numpy."""
+    if source.endswith(weights.SUFFIXES):
         from sgi.convert import from_reference
 
-        if not Path(source).is_file():
-            raise UserError(f"init_from {source!r} does not exist")
-        with np.load(source) as file:
-            weights = {k.removeprefix("weights/"): file[k] for k in file.files if k.startswith("weights/") or "/" not in k}
-        _, variables, target = from_reference(weights)
+        _, variables, target = from_reference(weights.read(source))
         return variables["params"], variables["batch_stats"], target
     arrays = read_arrays(source)
     return arrays["params"], arrays["extra"]["stats"], arrays["extra"]["spr_target"]

@@ -237,20 +237,26 @@ def _decode(value: Any) -> Any:
     return [_decode(v) for v in value] if isinstance(value, list) else value
 
 
-def read_arrays(workdir: str) -> dict:
-    """The newest good checkpoint's arrays as nested dicts of numpy, for warm starts: no network or mesh is needed.
+def read_arrays(workdir: str, step: int | None = None) -> dict:
+    """The newest good checkpoint's arrays (or those of `step`) as nested dicts of numpy: no network or mesh is needed.
 
     Raises:
       UserError: no checkpoint there, or every one is damaged.
     """
     checkpoints = Checkpoints(workdir)
-    for step in checkpoints.steps()[::-1]:
-        path = checkpoints.directory / str(step) / "state"
-        if checkpoints._problem(step) is None:
+    if step is not None and step not in checkpoints.steps():
+        raise UserError(f"no checkpoint of step {step} in {checkpoints.directory}; there are {checkpoints.steps()}")
+    for candidate in checkpoints.steps()[::-1] if step is None else [step]:
+        path = checkpoints.directory / str(candidate) / "state"
+        if checkpoints._problem(candidate) is None:
             with contextlib.suppress(OSError, ValueError, KeyError), contextlib.closing(ocp.PyTreeCheckpointer()) as reader:
                 tree = reader.metadata(path).item_metadata.tree
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 return reader.restore(path, restore_args=as_numpy)
+    if step is not None:
+        raise UserError(
+            f"checkpoint {step} in {checkpoints.directory} is damaged; leave out the step to take the newest good one"
+        )
     raise UserError(f"no good checkpoint in {checkpoints.directory}; train there first")
 
 

@@ -3,6 +3,8 @@
     python -m launch.train --config configs/sgi/finetune.py:sgi --config.env.game=Pong --config.init_from=runs/pong-sgi \\
         --workdir runs/pong
 
+`init_from` is the workdir of a run, or a state dict of the reference (.npz; .pt or .pth where torch is installed).
+
 Variants
     none      from scratch (SGI-None): 1e-4 for every parameter
     naive     from `init_from`, 1e-4 for every parameter

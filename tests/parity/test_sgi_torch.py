@@ -1,14 +1,19 @@
 """The pieces whose conventions come from PyTorch, against PyTorch: layers, running statistics, gradients, Adam, clipping."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from sgi import convert, layers, losses
+from sgi import convert, layers, losses, weights
 from sgi.nets import SGINet
+from sgi.transfer import load_pretrained
+from tests.sgi.random_weights import random_variables
 from training import optim
+from training.errors import UserError
 
 torch = pytest.importorskip("torch", reason="the oracle: make parity installs it")
 pytestmark = pytest.mark.parity
@@ -142,3 +147,113 @@ def test_default_initialisation_has_pytorchs_range():
     for ours, theirs in ((variables["kernel"], linear.weight), (variables["bias"], linear.bias)):
         assert abs(float(jnp.abs(ours).max()) / float(theirs.detach().abs().max()) - 1) < 0.05
         assert abs(float(ours.std()) / float(theirs.detach().std()) - 1) < 0.1
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    """All names of the reference, as tensors."""
+    net = SGINet(4, "S-bn", width=0.25, hidden=4, atoms=11)
+    variables, ema = random_variables(net, 0), random_variables(net, 1)
+    head = {name: ema["params"]["goal_head"][name] for name in ("advantage_1", "value_1")}
+    stats = {"encoder": ema["batch_stats"]["encoder"]}
+    target = {"params": {"encoder": ema["params"]["encoder"], "goal_head": head}, "batch_stats": stats}
+    arrays = convert.with_redundant(convert.to_reference(net, variables, target))
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+
+def assert_same_arrays(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value.dtype == np.asarray(expected[name]).dtype, name
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+WRAPPED = {
+    "flat": lambda d: d,
+    "the reference's own": lambda d: {"model": d, "optim": {"state": {}, "param_groups": [{"lr": 1e-4}]}},
+    "model_state_dict": lambda d: {"epoch": 3, "model_state_dict": d},
+    "state_dict": lambda d: {"state_dict": d, "args": None},
+    "agent of rlpyt": lambda d: {"agent_state_dict": {"model": d, "target": {}}, "itr": 7},
+    "agent": lambda d: {"agent_state_dict": {"model_state_dict": d}},
+    "flat agent": lambda d: {"agent_state_dict": d},
+    "DistributedDataParallel": lambda d: {"module." + k: v for k, v in d.items()},
+    "compiled": lambda d: {"model": {"_orig_mod.module." + k: v for k, v in d.items()}},
+    "parameters": lambda d: {k: NN.Parameter(v) if v.is_floating_point() else v for k, v in d.items()},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_state_dicts_as_training_scripts_store_them(tmp_path, state_dict, kind):
+    torch.save(WRAPPED[kind](state_dict), tmp_path / "a.pt")
+    assert_same_arrays(weights.read(tmp_path / "a.pt"), state_dict)
+
+
+def test_transfer_from_a_torch_file_equals_transfer_from_npz(tmp_path, state_dict):
+    torch.save(state_dict, tmp_path / "a.pth")
+    convert.main(["to-npz", str(tmp_path / "a.pth"), str(tmp_path / "b.npz")])
+    convert.main(["to-pt", str(tmp_path / "b.npz"), str(tmp_path / "c.pt")])
+    assert_same_arrays(weights.read(tmp_path / "b.npz"), state_dict)
+    again = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert again.keys() == state_dict.keys()
+    assert all(torch.equal(again[k], v) and again[k].dtype == v.dtype for k, v in state_dict.items())
+    a, b, c = (load_pretrained(str(tmp_path / name)) for name in ("a.pth", "b.npz", "c.pt"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    jax.tree.map(np.testing.assert_array_equal, a, c)
+
+
+def test_half_precision_is_read(tmp_path, state_dict):
+    torch.save({k: v.bfloat16() if v.is_floating_point() else v for k, v in state_dict.items()}, tmp_path / "a.pt")
+    found = weights.read(tmp_path / "a.pt")["predictor.0.weight"]
+    np.testing.assert_array_equal(found, state_dict["predictor.0.weight"].bfloat16().float().numpy())
+
+
+def test_exported_encoder_loads_strictly(state_dict):
+    """PyTorch's own modules ask for the counters of BatchNorm too."""
+    conv = NN.Sequential(
+        NN.Conv2d(4, 8, 8, 4), NN.BatchNorm2d(8), NN.ReLU(),
+        NN.Conv2d(8, 16, 4, 2), NN.BatchNorm2d(16), NN.ReLU(),
+        NN.Conv2d(16, 16, 3, 1), NN.BatchNorm2d(16), NN.ReLU(),
+    )  # fmt: skip
+    conv.load_state_dict({k.removeprefix("conv.conv."): v for k, v in state_dict.items() if k.startswith("conv.conv.")})
+
+
+class Malicious:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickled_code_is_not_run(tmp_path, state_dict):
+    bomb = tmp_path / "bomb"
+    for content in (Malicious(bomb), {"model": state_dict, "optim": Malicious(bomb)}):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(UserError, match="Python objects in it: only tensors are read") as caught:
+            weights.read(tmp_path / "a.pt")
+        assert "\n" not in str(caught.value) and not bomb.exists()
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    assert bomb.exists()  # so the file was one that would have run
+
+
+def test_torch_files_that_hold_no_state_dict(tmp_path, state_dict):
+    path = tmp_path / "a.pt"
+    torch.save(state_dict, path)
+    damaged = [b"", b"no tensors here", path.read_bytes()[:5000]]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.pt: no PyTorch file, or damaged") as caught:
+            weights.read(path)
+        assert "\n" not in str(caught.value)
+    for content in (torch.zeros(3), [torch.zeros(3)], {}, {"weights": state_dict}, {"model": {"lr": 0.1}}, {3: torch.zeros(3)}):
+        torch.save(content, path)
+        with pytest.raises(UserError, match=r"a\.pt holds no state dict"):
+            weights.read(path)
+    torch.save({"a": torch.zeros(3).to_sparse()}, path)
+    with pytest.raises(UserError, match="a is not a plain tensor"):
+        weights.read(path)
+    torch.save({"a": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"hold no head\.rl_advantage_bias"):
+        load_pretrained(str(path))

@@ -1,6 +1,7 @@
 """Reference weights: golden outputs, round trips for every kind of encoder, layouts, and bad files."""
 
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -8,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgi import convert, golden
+from launch.cli import guarded
+from sgi import convert, finetune, golden, weights
 from sgi.nets import SGINet
+from sgi.transfer import transfer
 from tests.sgi.random_weights import random_variables
+from training import config as configs
 from training.errors import UserError
+from training.sharding import make_mesh
+from training.testing import train
 
 GRADIENTS = ("grad/conv.conv.0.weight", "grad/predictor.0.bias")
 NETS = {
@@ -136,12 +142,22 @@ def test_single_precision(file):
     assert max(golden.compare(k, np.asarray(v), file[1][k]).relative for k, v in found.items()) < 1e-5
 
 
+def run(monkeypatch, *argv):
+    """Exit code of `python -m sgi.convert argv`."""
+    monkeypatch.setattr("sys.argv", ["convert", *map(str, argv)])
+    try:
+        guarded(convert.main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
 def check(tmp_path, monkeypatch, entries, outputs=None):
     """Exit code of the command; `outputs` spares computing them again."""
     if outputs is not None:
         monkeypatch.setattr(golden, "recompute", lambda weights, inputs: outputs)
     np.savez(tmp_path / "file.npz", **entries)
-    return convert.main(["check", str(tmp_path / "file.npz")])
+    return run(monkeypatch, "check", tmp_path / "file.npz")
 
 
 def test_check_passes_and_lists_every_output(tmp_path, monkeypatch, file, capsys):
@@ -190,16 +206,18 @@ def test_unknown_outputs(tmp_path, monkeypatch, file, capsys, name):
     assert f"unknown entry {name}" in capsys.readouterr().err
 
 
-def test_unreadable_files(tmp_path, capsys):
+def test_unreadable_files(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.npz").write_text("no arrays here")
     np.save(tmp_path / "single.npy", np.zeros(3))
     np.savez(tmp_path / "whole.npz", a=np.random.default_rng(0).random(1000))
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:4000])
     (tmp_path / "folder.npz").mkdir()
     for name in ("missing.npz", "text.npz", "single.npy", "half.npz", "folder.npz"):
-        assert convert.main(["check", str(tmp_path / name)]) == 2
+        assert run(monkeypatch, "check", tmp_path / name) == 2
         error = capsys.readouterr().err
         assert name in error and error.count("\n") == 1
+        with pytest.raises(UserError, match=name):
+            weights.read(tmp_path / name)
 
 
 def test_unknown_encoder():
@@ -209,13 +227,161 @@ def test_unknown_encoder():
         convert.from_reference(weights)
 
 
-def test_golden():
-    """The authors' own modules: every stored output and gradient within 1e-4."""
+ROOT = Path(__file__).parents[2]
+
+
+def load(spec, **overrides):
+    path, variant = spec.split(":")
+    text = {k.replace("__", "."): str(v) for k, v in {"mesh__data": 1, **overrides}.items()}
+    return configs.load(f"{ROOT}/configs/sgi/{path}.py:{variant}", text)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Workdirs of a pretraining and of a fine-tuning run, with checkpoints at 1 and 2 updates."""
+    folder = tmp_path_factory.mktemp("runs")
+    pretrain = {"data__game": "Boxing", "checkpoint__every": 1}
+    train(load("pretrain:tiny", **pretrain), folder / "pretrain", stop_after=2)
+    train(load("finetune:tiny", env__game="Boxing", checkpoint__every=1), folder / "finetune", stop_after=2)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_export_and_back(runs, tmp_path, kind, monkeypatch, capsys):
+    """A fine-tuning run that starts from the exported file has the weights of one that starts from the workdir."""
+    out = tmp_path / "new" / "out.npz"
+    assert run(monkeypatch, "export", runs / kind, out) == 0
+    assert ("without goal head and inverse model" in capsys.readouterr().out) == (kind == "finetune")
+    config = load("finetune:tiny", env__game="Boxing", seed=5)
+    method = finetune.make_method(config, make_mesh(1), finetune.build_net(config))
+    frames = jax.ShapeDtypeStruct((1, 84, 84), np.uint8)
+    spec = finetune.replay.Transition(frames, *[jax.ShapeDtypeStruct((1,), np.float32)] * 4)
+    state = jax.jit(lambda: method.init(jnp.uint32(5), spec))()
+    for first_layers in ("goal", "reward"):
+        ours, theirs = (transfer(state, str(source), first_layers=first_layers) for source in (runs / kind, out))
+        assert_equal(theirs, ours)
+        assert not np.array_equal(theirs.params["encoder"]["conv_0"]["kernel"], state.params["encoder"]["conv_0"]["kernel"])
+
+
+def test_export_of_a_step(runs):
+    newest, last, first = (convert.export(str(runs / "pretrain"), step)[1]["predictor.0.bias"] for step in (None, 2, 1))
+    assert np.array_equal(newest, last) and not np.array_equal(first, last)
+    with pytest.raises(UserError, match="no checkpoint of step 7"):
+        convert.export(str(runs / "pretrain"), 7)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (load("finetune:bbf"), "encoder 'impala', head 'shared'; it cannot be exported"),
+        (load("finetune:drq"), "'S-same', head 'shared', values instead of distributions"),
+        (load("finetune:tiny", population=2), "population of 2 seeds"),
+        (configs.base("rlhf_jax.sft"), "a run of rlhf_jax.sft: only runs of sgi.pretrain and sgi.finetune"),
+        (load("pretrain:tiny"), "train there first"),
+    ],
+)
+def test_what_cannot_be_exported(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    with pytest.raises(UserError, match=message):
+        convert.main(["export", str(tmp_path), str(tmp_path / "out.npz")])
+    assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("head", ["goal", "reward"])
+def test_redundant_names(head):
+    net = NETS["S-bn"].clone(goal=head == "goal")
+    plain = convert.to_reference(net, *with_target(net, head))
+    whole = convert.with_redundant(plain)
+    name = {"goal": "goal", "reward": "rl"}[head]
+    for i, stream in enumerate(("advantage", "value")):
+        for part in ("weight_mu", "weight_sigma", "bias_mu", "bias_sigma"):
+            alias = whole[f"projection.encoders.{i}.{part}"]
+            np.testing.assert_array_equal(alias, plain[f"head.{name}_{stream}.0.{part}"])
+    assert whole["conv.conv.1.num_batches_tracked"].dtype == np.int64 and whole["conv.conv.1.num_batches_tracked"].shape == ()
+    assert whole["target_projection.encoders.1.old_weight_epsilon"].shape == (6, 16 * 49)
+    assert not any(v.any() for k, v in whole.items() if k.endswith("epsilon"))
+    assert_equal(convert.from_reference(whole)[1:], convert.from_reference(plain)[1:])
+
+
+def test_wrapped_modules_and_golden_names(tmp_path):
+    plain = convert.to_reference(NETS["S"], *with_target(NETS["S"]))
+    for i, prefix in enumerate(("", "module.", "_orig_mod.", "_orig_mod.module.", "weights/")):
+        extra = {"in/goal": np.zeros(3)} if prefix == "weights/" else {}
+        np.savez(tmp_path / f"{i}.npz", **{prefix + k: v for k, v in plain.items()}, **extra)
+        assert_equal(weights.read(tmp_path / f"{i}.npz"), plain)
+    np.savez(tmp_path / "twice.npz", **plain, **{"module.predictor.0.bias": np.zeros(3)})
+    with pytest.raises(UserError, match=r"predictor\.0\.bias is there twice"):
+        weights.read(tmp_path / "twice.npz")
+    np.savez(tmp_path / "words.npz", **plain, note=np.array("a"))
+    with pytest.raises(UserError, match="note holds <U1 instead of numbers"):
+        weights.read(tmp_path / "words.npz")
+    np.savez(tmp_path / "object.npz", **plain, note=np.array({}))
+    with pytest.raises(UserError, match="not a readable npz"):
+        weights.read(tmp_path / "object.npz")
+
+
+def test_without_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pt").touch()
+    np.savez(tmp_path / "a.npz", **convert.to_reference(NETS["S"], *with_target(NETS["S"])))
+    for argv in (["to-npz", "a.pt", "b.npz"], ["to-pt", "a.npz", "b.pt"]):
+        with pytest.raises(UserError, match=r"pip install torch, or use \.npz files"):
+            convert.main([argv[0], *(str(tmp_path / name) for name in argv[1:])])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("to-npz a.npz b.npz", r"a\.npz: the name must end in \.pt or \.pth"),
+        ("to-npz a.pt b.pt", r"b\.pt: the name must end in \.npz"),
+        ("to-pt a.pt b.pt", r"a\.pt: the name must end in \.npz"),
+        ("to-pt missing.npz b.pt", r"missing\.npz: no such file"),
+        ("to-pt a.npz b.pt", "hold no head.rl_advantage_bias"),
+        ("export nothing out.npz", "no run in"),
+        ("export nothing out.zip", r"must end in \.npz or \.pt or \.pth"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", x=np.zeros(3))
+    with pytest.raises(UserError, match=message):
+        convert.main(argv.split())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyError), weights.whole(tmp_path / "out.npz") as file:
+        file.write(b"half")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        weights.write(tmp_path / "file" / "out.npz", {})
+
+
+def golden_file():
     if "QUINTET_DATA" not in os.environ:
         pytest.skip("QUINTET_DATA is not set, so the golden file golden/sgi/sgi_m.npz is not available")
     path = Path(os.environ["QUINTET_DATA"]).parent / "golden" / "sgi" / "sgi_m.npz"
     if not path.is_file():
         pytest.skip(f"the golden file {path} is absent")
+    return path
+
+
+def test_exports_have_the_names_and_shapes_of_the_authors_model():
+    """So that the reference's `load_state_dict` takes them as they are."""
+    theirs = weights.read(golden_file())
+    net, variables, target = convert.from_reference(theirs)
+    ours = convert.with_redundant(convert.to_reference(net, variables, target))
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+    drawn = ("epsilon", "num_batches_tracked")
+    assert all(np.array_equal(ours[k], v) for k, v in theirs.items() if not k.endswith(drawn))
+
+
+def test_golden():
+    """The authors' own modules: every stored output and gradient within 1e-4."""
+    path = golden_file()
     errors = golden.check(path)
     assert {name for name, error in errors.items() if error.relative > 1e-4} == set()
     assert len(errors) == 17

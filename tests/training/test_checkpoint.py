@@ -140,3 +140,8 @@ def test_arrays_without_a_target(saved):
     flip(largest_file(saved / "checkpoints" / "3" / "state"))
     arrays = read_arrays(str(saved))
     assert arrays["w"].shape == (64, 64) and arrays["w"][0, 0] == 2 and isinstance(arrays["w"], np.ndarray)
+    assert read_arrays(str(saved), 1)["w"][0, 0] == 1
+    with pytest.raises(UserError, match=r"checkpoint 3 in .* is damaged"):
+        read_arrays(str(saved), 3)
+    with pytest.raises(UserError, match=r"no checkpoint of step 9 in .*; there are \[1, 2, 3\]"):
+        read_arrays(str(saved), 9)
