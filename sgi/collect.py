@@ -6,8 +6,12 @@ Policies
     random   the data of SGI-R (Schwarzer et al. 2021): each action is drawn uniformly and held for Geom(1/3) steps (1, 2, ...;
              mean 3). The reference holds it for one step more than it draws (1 + Geom); here it is the number drawn
     cells    explores from places seen before, reward-free: `sgi.explore`
+    learner  what a fine-tuning or curiosity run did as it learned, played again: `--policy learner --workdir RUN`. SGI-W is
+             the first part of several such runs, SGI-E a curious one's. Game, lanes, seed and rules are the run's
+    checkpoint  a fine-tuned agent, epsilon-greedy, that learns no more: `--policy checkpoint --workdir RUN --epsilon 0.05`
 
-No sticky actions, unclipped rewards, `terminal` = the game is over (or was cut at 27,000 steps), not a lost life.
+No sticky actions (unless the run had them), unclipped rewards, `terminal` = the game is over (or was cut at 27,000 steps), not
+a lost life.
 
 Several lanes are played side by side and stored one after another: first all steps of lane 0, then those of lane 1. The last
 row of a lane is marked terminal although its game went on, so that no window of frames runs from one lane into the next; so is
@@ -25,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from launch.cli import guarded
-from sgi import explore
+from sgi import explore, learners
 from sgi.atari import SIZE, AtariVec, display_name, num_actions, record_ram
 from sgi.dqn_replay import Writer
 from sgi.explore import BURST, MAX_CELLS, held_actions
@@ -41,11 +45,14 @@ Policy = Callable[[dict, Path, Callable[..., None]], dict]
 
 
 def collect(
-    game: str,
-    steps: int,
+    game: str | None,
+    steps: int | None,
     out: str | Path,
     *,
     policy: str = "random",
+    workdir: str | None = None,
+    member: int = 0,
+    epsilon: float = 0.05,
     seed: int = 0,
     envs: int | None = None,
     run: int = 1,
@@ -67,11 +74,23 @@ def collect(
     While it runs it takes 7 kB of disk a step in `out`, and 7 kB for each row of a chunk; memory stays flat.
     With `ram` the console's memory at each frame is stored too, as kind `ram` uint8 [n, 128]. `envs`: lanes, 8 unless given;
     the policy `cells` has one. `max_cells`: those that `cells` can go back to, 16 kB of memory each; `burst`: steps at most
-    until it goes back, and half of that at least.
+    until it goes back, and half of that at least. `workdir`, `member` of a population: the run of `learner` and `checkpoint`,
+    where `game` may be None; `learner` has the run's lanes and seed, and plays all that it did where `steps` is None.
     """
-    game, out = display_name(game), Path(out)
     if policy not in POLICIES:
         raise UserError(f"no policy {policy!r}: {', '.join(POLICIES)}")
+    own = {}
+    if policy in learners.POLICIES:
+        if workdir is None or game is not None:
+            raise UserError(f"the policy {policy} plays a run's game: give --workdir, and no --game")
+        own = learners.settings(policy, workdir, member, epsilon, steps)
+        game, steps, full_actions = own.pop("game"), own.pop("steps"), own.pop("full_actions")
+        seed, envs = own.pop("seed", seed), own.pop("envs", envs)
+    if game is None or steps is None:
+        raise UserError(
+            f"the policy {policy} needs --game and --steps" if game is None else f"the policy {policy} needs --steps"
+        )
+    game, out = display_name(game), Path(out)
     if policy == "cells" and (envs not in (None, 1) or min(max_cells, burst) < 1):
         raise UserError("the policy cells needs envs = 1, max_cells >= 1 and burst >= 1")
     if envs is None:
@@ -80,7 +99,7 @@ def collect(
         raise UserError("collect needs 1 <= envs <= steps, chunk >= 1, run >= 1, seed >= 0 and 0 < repeat <= 1")
     settings = {
         "game": game, "steps": steps, "seed": seed, "envs": envs, "run": run, "chunk": chunk, "repeat": repeat, "ram": ram,
-        "full_actions": full_actions, "policy": policy,
+        "full_actions": full_actions, "policy": policy, **own,
     }  # fmt: skip
     if policy == "cells":
         settings |= {"max_cells": max_cells, "burst": burst}
@@ -146,11 +165,11 @@ def play_lanes(settings: dict, scratch: Path, write: Callable[..., None], act: C
     rows = -(-steps // lanes)
     with tempfile.TemporaryFile(dir=scratch) as spill:
         frames = np.memmap(spill, np.uint8, "w+", shape=(lanes, rows, SIZE, SIZE))
-        env = AtariVec(game, lanes, seed=settings["seed"], life_loss=False, full_action_space=full)
+        options = {"life_loss": False, **settings.get("env", {}), "full_action_space": full}
+        env = AtariVec(game, lanes, seed=settings["seed"], **options)
         ready = time.perf_counter()
         actions, rewards, terminals, starts, scores = _play(env, act, frames)
         played = time.perf_counter() - ready
-        env.close()
         for lane in range(lanes):
             count = steps // lanes + (lane < steps % lanes)
             terminals[lane, count - 1] = True
@@ -161,9 +180,10 @@ def play_lanes(settings: dict, scratch: Path, write: Callable[..., None], act: C
                 "terminal": terminals[lane, :count],
             }
             if settings["ram"]:
-                arrays["ram"] = np.concatenate([*_memory(game, starts[lane], actions[lane], frames[lane], full)])[:count]
+                arrays["ram"] = np.concatenate([*_memory(env, starts[lane], actions[lane], frames[lane])])[:count]
             for begin in range(0, count, BLOCK):
                 write(**{kind: array[begin : begin + BLOCK] for kind, array in arrays.items()})
+        env.close()
     return {
         "episodes": len(scores),
         "mean_score": float(np.mean(scores)) if scores else None,
@@ -171,47 +191,56 @@ def play_lanes(settings: dict, scratch: Path, write: Callable[..., None], act: C
     }
 
 
-POLICIES: dict[str, Policy] = {"random": play_random, "cells": explore.play}
+def play_run(settings: dict, scratch: Path, write: Callable[..., None]) -> dict:
+    """The policies `learner` and `checkpoint`."""
+    return play_lanes(settings, scratch, write, learners.POLICIES[settings["policy"]](settings))
+
+
+POLICIES: dict[str, Policy] = {"random": play_random, "cells": explore.play, **dict.fromkeys(learners.POLICIES, play_run)}
 
 
 def _play(env: AtariVec, act, frames):
     """Plays T steps and fills frames [N, T, 84, 84].
 
-    -> actions int64 [N, T], rewards float32 [N, T], terminals bool [N, T], [(first row, no-ops) of each game] of each lane,
-    scores of finished games
+    -> actions int64 [N, T], rewards float32 [N, T], terminals bool [N, T], [(first row, no-ops, emulator's seed) of each game]
+    of each lane, scores of finished games
     """
     shape, scores = frames.shape[:2], []
     actions, rewards, terminals = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, bool)
     observation, _ = env.reset()
-    starts = [[(0, int(noops))] for noops in env.noops]
+    starts = [[(0, int(env.noops[lane]), int(env.seeds[lane]))] for lane in range(env.num_envs)]
     for t in range(shape[1]):
         frames[:, t], actions[:, t] = observation[:, -1], act(t, observation)
-        observation, rewards[:, t], terminated, truncated, info = env.step(actions[:, t])
-        terminals[:, t] = terminated | truncated
+        observation, rewards[:, t], _, truncated, info = env.step(actions[:, t])
+        terminals[:, t] = info["game_over"] | truncated
         for lane in np.flatnonzero(terminals[:, t]):
             scores.append(float(info["episode_return"][lane]))
-            starts[lane].append((t + 1, int(env.noops[lane])))
+            starts[lane].append((t + 1, int(env.noops[lane]), int(env.seeds[lane])))
     return actions, rewards, terminals, starts, scores
 
 
-def _memory(game, starts, actions, frames, full) -> Iterator[np.ndarray]:
+def _memory(env: AtariVec, starts, actions, frames) -> Iterator[np.ndarray]:
     """RAM uint8 [n, 128] of each game of one lane, by playing it again."""
-    ends = [*(begin for begin, _ in starts[1:]), len(actions)]
-    for (begin, noops), end in zip(starts, ends, strict=True):
+    ends = [*(begin for begin, *_ in starts[1:]), len(actions)]
+    for (begin, noops, seed), end in zip(starts, ends, strict=True):
         if begin < end:
-            memory, seen = record_ram(game, noops, actions[begin:end], full_action_space=full)
+            options = {"full_action_space": env.full_action_space, "sticky": env.sticky, "seed": seed}
+            memory, seen = record_ram(env.game, noops, actions[begin:end], **options)
             if not np.array_equal(seen, frames[begin:end]):
-                raise RuntimeError(f"{game}: the game from row {begin} did not play the same way twice")
+                raise RuntimeError(f"{env.game}: the game from row {begin} did not play the same way twice")
             yield memory
 
 
 def main(argv: list[str]) -> None:
     """The command line: records, and prints one line about it."""
     parser = argparse.ArgumentParser(prog="python -m sgi.collect", description=__doc__.split("\n")[0])
-    parser.add_argument("--game", required=True, help="'boxing' or 'Boxing'")
-    parser.add_argument("--steps", type=int, required=True, help="agent steps in all")
+    parser.add_argument("--game", help="'boxing' or 'Boxing'; not for `learner` and `checkpoint`")
+    parser.add_argument("--steps", type=int, help="agent steps in all; `learner`: all of the run's unless given")
     parser.add_argument("--out", required=True, help="root of the DQN Replay layout")
     parser.add_argument("--policy", choices=sorted(POLICIES), default="random", help="who plays")
+    parser.add_argument("--workdir", help="the run of `learner` and `checkpoint`")
+    parser.add_argument("--member", type=int, default=0, help="which seed of a population, from 0 on")
+    parser.add_argument("--epsilon", type=float, default=0.05, help="share of random actions of `checkpoint`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--envs", type=int, help="lanes played side by side; 8, with cells 1")
     parser.add_argument("--run", type=int, default=1, help="the layout's run number")

@@ -4,7 +4,7 @@ PPO whose only reward is how badly a forward model predicts the next observation
 which action was taken (inverse dynamics). No reward of the game and no end of a game reaches the agent. One step of the loop is
 a stretch of T steps of N games, then `epochs` passes over it.
 
-What the agent played is recorded: `python -m sgi.collect --policy learner --run WORKDIR` makes a data set of it.
+What the agent played is recorded: `python -m sgi.collect --policy learner --workdir RUN` makes a data set of it.
 
 Legend: N games, T steps, A actions, H width.
 """

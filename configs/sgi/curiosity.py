@@ -1,7 +1,7 @@
 """Curiosity-driven play (Burda et al. 2019; settings of openai/large-scale-curiosity): makes SGI's exploratory data set E.
 
     python -m launch.train --config configs/sgi/curiosity.py:paper --config.env.game=Pong --workdir runs/pong-curious
-    python -m sgi.collect --policy learner --run runs/pong-curious --out recordings
+    python -m sgi.collect --policy learner --workdir runs/pong-curious --out recordings
 
 Variants
     paper   128 games, 3 M steps in all: what SGI-E was pretrained on

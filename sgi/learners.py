@@ -1,0 +1,75 @@
+"""Runs as players: what a learner did, again (SGI's data sets W and E), and what a trained agent does. Used by `sgi.collect`.
+
+A run's experience is its actions (`sgi.recorder`), which its checkpoints hold: nothing else has to be logged while it learns.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from training import config as configs
+from training import runtime
+from training.checkpoint import read_stream
+from training.errors import UserError
+
+Act = Callable[[int, np.ndarray], np.ndarray]  # (t, stacks uint8 [N, 4, 84, 84]) -> actions int [N]
+
+
+def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int | None) -> dict:
+    """What `collect` must know of a run: its game and the rules of it; of a learner, lanes, seed and number of steps too.
+
+    Raises UserError where the run has no player of this kind.
+    """
+    config = configs.load_saved(workdir)
+    if config.method not in (("sgi.finetune", "sgi.curiosity") if policy == "learner" else ("sgi.finetune",)):
+        raise UserError(f"{workdir} is a run of {config.method}: the policy {policy} cannot play it")
+    if not 0 <= member < config.population:
+        raise UserError(f"--member {member}: {workdir} has the members 0..{config.population - 1}")
+    rules = ("noop_max", "sticky", "max_steps")
+    found = {
+        "workdir": str(workdir),
+        "member": member,
+        "game": config.env.game,
+        "steps": steps,
+        "full_actions": config.env.full_action_space,
+        "env": {name: config.env[name] for name in rules if name in config.env},
+    }
+    if policy == "checkpoint":
+        if not 0 <= epsilon <= 1:
+            raise UserError(f"--epsilon {epsilon}: take a value from 0 to 1")
+        found["env"]["life_loss"] = True  # the agent's stacks are black before a lost life
+        return found | {"epsilon": epsilon}
+    played = recorded(workdir, member)
+    if steps is not None and steps > played.size:
+        raise UserError(f"--steps {steps}: {workdir} has recorded {played.size}")
+    return found | {"steps": played.size if steps is None else steps, "envs": played.shape[1], "seed": config.seed + member}
+
+
+def recorded(workdir: str, member: int) -> np.ndarray:
+    """Actions uint8 [T, N] of all games of a run up to its newest checkpoint."""
+    saved = read_stream(workdir)
+    saved = saved["members"][member] if "members" in saved else saved
+    if "played" not in saved or not len(saved["played"]):
+        raise UserError(f"{workdir} has recorded no play: it was made by an older version, or has no checkpoint yet")
+    return saved["played"]
+
+
+def learner(options: dict) -> Act:
+    """The run's own actions."""
+    played = recorded(options["workdir"], options["member"])
+    return lambda t, _: played[t]
+
+
+def checkpoint(options: dict) -> Act:
+    """The newest agent of a fine-tuning run, epsilon-greedy."""
+    from sgi.play import load_agent, load_config  # these prepare jax for the run's network
+
+    config = load_config(options["workdir"], options["member"])
+    runtime.setup(**config.runtime)
+    act = load_agent(
+        config, options["workdir"], step=None, member=options["member"], seed=options["seed"], epsilon=options["epsilon"]
+    )
+    return lambda t, stack: act(stack, t)
+
+
+POLICIES: dict[str, Callable[[dict], Act]] = {"learner": learner, "checkpoint": checkpoint}

@@ -1,0 +1,105 @@
+"""What runs played, as data: a learner's own transitions to the bit, a trained agent's games."""
+
+import numpy as np
+import pytest
+
+from configs.sgi import curiosity, finetune
+from sgi import learners
+from sgi.collect import collect
+from sgi.dqn_replay import open_store
+from sgi.source import open_data
+from training.checkpoint import read_arrays
+from training.config import set_value
+from training.errors import UserError
+from training.testing import train
+
+
+def changed(config, **values):
+    config = config.copy_and_resolve_references()
+    values = {"mesh__data": 1, **values}
+    for key, value in values.items():
+        set_value(config, key.replace("__", "."), str(value))
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """The workdir of a tiny agent that was stopped and resumed in between."""
+    workdir = tmp_path_factory.mktemp("tuned")
+    config = changed(finetune.get_config("tiny"), env__game="Breakout", agent__prefill=200, env__sticky=0.25)
+    train(config, workdir, stop_after=3)
+    train(config, workdir)
+    return workdir
+
+
+def test_a_learners_data_are_what_its_replay_holds(tuned, tmp_path):
+    done = collect(None, None, tmp_path, policy="learner", workdir=str(tuned), ram=True)
+    store, replay = open_store(tmp_path, "Breakout"), read_arrays(str(tuned))["extra"]["replay"]
+    n = int(replay["count"])
+    assert done["steps"] == n == store.num_frames == 200 + 5
+    np.testing.assert_array_equal(store.frames(np.arange(n)), replay["observation"][:n])
+    np.testing.assert_array_equal(store.actions, replay["action"][:n])
+    np.testing.assert_array_equal(np.sign(store.rewards), replay["reward"][:n])
+    assert replay["done"][:n].sum() > store.terminals[:-1].sum(), "a lost life is no end of a game"
+    assert store.rows("ram", [0, n - 1]).shape == (2, 128)
+    assert collect(None, None, tmp_path, policy="learner", workdir=str(tuned), ram=True) == done, "made once"
+
+
+def test_a_curious_learners_lanes_follow_each_other(tmp_path):
+    config = changed(curiosity.get_config("tiny"), steps=2, batch=2)
+    train(config, tmp_path / "run")
+    collect(None, 20, tmp_path / "data", policy="learner", workdir=str(tmp_path / "run"))
+    store, played = open_store(tmp_path / "data", "Pong"), learners.recorded(str(tmp_path / "run"), 0)
+    assert played.shape == (12, 2)
+    np.testing.assert_array_equal(store.actions, np.concatenate([played[:10, 0], played[:10, 1]]))
+    np.testing.assert_array_equal(np.flatnonzero(store.terminals), [9, 19])
+
+
+def test_a_member_of_a_population_has_its_own_data(tmp_path):
+    train(changed(finetune.get_config("tiny"), population=2, seed=5), tmp_path / "both")
+    train(changed(finetune.get_config("tiny"), seed=6), tmp_path / "one")
+    for name, workdir, member in (("a", "both", 1), ("b", "one", 0), ("c", "both", 0)):
+        collect(None, 40, tmp_path / name, policy="learner", workdir=str(tmp_path / workdir), member=member)
+    a, b, c = (open_store(tmp_path / name, "Pong") for name in "abc")
+    np.testing.assert_array_equal(a.frames(np.arange(40)), b.frames(np.arange(40)))
+    assert (a.actions != c.actions).any()
+
+
+def test_an_agents_games(tuned, tmp_path):
+    options = {"policy": "checkpoint", "workdir": str(tuned), "envs": 2, "seed": 7}
+    for name, epsilon in (("a", 0.0), ("b", 0.0), ("c", 1.0)):
+        collect(None, 60, tmp_path / name, epsilon=epsilon, **options)
+    a, b, c = (open_store(tmp_path / name, "Breakout") for name in "abc")
+    np.testing.assert_array_equal(a.actions, b.actions)
+    assert len(set(c.actions.tolist())) == 4 > len(set(a.actions[:20].tolist())), "random, and an agent that has learned little"
+
+
+def test_pretraining_reads_several_learners_as_checkpoints_of_runs(tuned, tmp_path):
+    for run in (1, 2):
+        collect(None, 50 * run, tmp_path, policy="learner", workdir=str(tuned), run=run)
+    from configs.sgi.pretrain import get_config
+
+    data = changed(get_config("tiny"), data__dir=tmp_path, data__game="Breakout", data__shards="1/0,2/0").data
+    assert open_data(data).num_frames == 150
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "learner"}, "give --workdir"),
+        ({"policy": "learner", "workdir": "RUN", "game": "Pong"}, "no --game"),
+        ({"policy": "learner", "workdir": "RUN", "steps": 10**6}, "has recorded 205"),
+        ({"policy": "learner", "workdir": "RUN", "member": 1}, "members 0..0"),
+        ({"policy": "checkpoint", "workdir": "RUN"}, "needs --steps"),
+        ({"policy": "checkpoint", "workdir": "RUN", "steps": 9, "epsilon": 2.0}, "from 0 to 1"),
+        ({"policy": "checkpoint", "workdir": "nowhere", "steps": 9}, "no run in nowhere"),
+        ({"policy": "random", "steps": 9}, "needs --game"),
+        ({"policy": "random", "game": "Pong"}, "needs --steps"),
+    ],
+)
+def test_errors_name_the_way_out(tuned, tmp_path, options, message):
+    options = {"game": None, "steps": None, **options}
+    if options.get("workdir") == "RUN":
+        options["workdir"] = str(tuned)
+    with pytest.raises(UserError, match=message):
+        collect(out=tmp_path, **options)
