@@ -330,9 +330,9 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(weights)} arrays")
     missing = [name for name, there in (("goal head", net.goal), ("inverse model", net.inverse)) if not there]
     if missing:
-        print(
-            f"without {' and '.join(missing)}, which the run does not have: the reference loads it with load_compat_mode=True"
-        )
+        # The reference copies its goal head's first layers over the reward head's after loading, unless load_head_to is 0.
+        options = "load_compat_mode=True" + ("" if net.goal else " and load_head_to=0")
+        print(f"without {' and '.join(missing)}, which the run does not have: the reference needs {options} to load it")
 
 
 def _check(path: Path) -> int:

@@ -251,7 +251,8 @@ def test_export_and_back(runs, tmp_path, kind, monkeypatch, capsys):
     """A fine-tuning run that starts from the exported file has the weights of one that starts from the workdir."""
     out = tmp_path / "new" / "out.npz"
     assert run(monkeypatch, "export", runs / kind, out) == 0
-    assert ("without goal head and inverse model" in capsys.readouterr().out) == (kind == "finetune")
+    note = "without goal head and inverse model, which the run does not have: the reference needs load_compat_mode=True and"
+    assert (f"{note} load_head_to=0 to load it" in capsys.readouterr().out) == (kind == "finetune")
     config = load("finetune:tiny", env__game="Boxing", seed=5)
     method = finetune.make_method(config, make_mesh(1), finetune.build_net(config))
     frames = jax.ShapeDtypeStruct((1, 84, 84), np.uint8)
