@@ -4,14 +4,14 @@
 # The gold judge is VADER. Two samples of the SFT model for each of 12,000 prompts are ordered by it, and the proxy learns that.
 set -euo pipefail
 sft=$(realpath "${2:?supervised run}")
-source "$(dirname "$0")/../queue.sh"
+source "$(dirname "$0")/../../queue.sh"
 pairs="$runs/pairs.jsonl"
 (locked pairs.jsonl; [ -s "$pairs" ] || python -m rlhf_jax.preferences "$sft" --gold lexicon --out "$pairs" --prompts 12000)
-need proxy reward_model.py:small_pairs --config.init_from="$sft" --config.pairs="$pairs"
+need proxy rlhf/reward_model.py:small_pairs --config.init_from="$sft" --config.pairs="$pairs"
 start=(--config.init_from="$sft" --config.reward.run="$runs/proxy")
 for seed in 0 1 2; do
   for arm in ppo rloo dpo best_of_n; do
     critic=(); [ "$arm" != ppo ] || critic=(--config.rl.value_from="$runs/proxy")
-    train "rl/$arm/$seed" "rl.py:small_proxy_$arm" "${start[@]}" "${critic[@]}" --config.seed="$seed"
+    train "rl/$arm/$seed" "rlhf/rl.py:small_proxy_$arm" "${start[@]}" "${critic[@]}" --config.seed="$seed"
   done
 done
