@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from sgi.atari import AtariVec, display_name
-from sgi.scores import SCORES, human_normalised
+from sgi.scores import SCORES, beside, human_normalised
 from training.method import TrainState
-from training.metrics import Video
+from training.metrics import Text, Video
 from training.rng import key_for
 
 FRAMES_PER_SECOND = 15  # agent steps a second: 60 Hz, 4 frames a step
@@ -109,7 +109,9 @@ def episodes(
         games = play_each(env, act_and_film, each)
         env.close()
         first = len(games[0][0].actions)  # the film ends with the first game
-        return summary(config.env.game, list(itertools.chain(*games))[: options.episodes]) | _video(film[:first])
+        scores = summary(config.env.game, list(itertools.chain(*games))[: options.episodes])
+        published = beside(config.env.game)
+        return scores | _video(film[:first]) | ({"published": Text(published)} if published else {})
 
     return run
 

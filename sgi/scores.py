@@ -1,5 +1,9 @@
 """Human-normalised scores on Atari 100k (docs/sgi.md, Protocol); study.py puts them together over games."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from sgi.atari import display_name
@@ -35,6 +39,26 @@ SCORES = {
     "Seaquest": (68.4, 42054.7),
     "UpNDown": (533.4, 11693.2),
 }
+
+
+PUBLISHED = Path(__file__).with_name("published.json")
+
+
+def published() -> dict[str, Any]:
+    """{'aggregates': rows of published statistics, 'games': {method: {'source', 'scores': {game: [mean, sd]}}}}."""
+    return json.loads(PUBLISHED.read_text("utf-8"))
+
+
+def beside(game: str) -> str:
+    """What others scored in a game of Atari 100k, a line each with its source; '' for other games."""
+    if (name := display_name(game)) not in SCORES:
+        return ""
+    lines = ["random {}, human {}: Wang et al. 2016".format(*SCORES[name])]
+    for method, found in published()["games"].items():
+        if name in found["scores"]:
+            mean, sd = found["scores"][name]
+            lines.append(f"{method} {mean} ± {sd} (sd over runs) at 100k agent steps: {found['source']}")
+    return "\n".join(lines)
 
 
 def human_normalised(game: str, score):

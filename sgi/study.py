@@ -19,7 +19,7 @@ from rliable import library, metrics
 
 from launch.cli import guarded
 from sgi.atari import display_name
-from sgi.scores import human_normalised, iqm
+from sgi.scores import human_normalised, iqm, published
 from training.config import load_saved
 from training.errors import UserError
 from training.metrics import read_rows
@@ -34,14 +34,8 @@ STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
 }
 COUNTS = {"above_human": 1.0, "above_random": 0.0}  # numbers of games with a mean above
 DRAWS, PAIR_DRAWS = 2000, 1000
-PUBLISHED = Path(__file__).with_name("published.json")
 
 Arms = dict[str, dict[str, list[float]]]  # arm -> game -> scores by seed
-
-
-def published() -> dict[str, Any]:
-    """{'aggregates': rows of published statistics, 'games': {method: {'source', 'scores': {game: [mean, sd]}}}}."""
-    return json.loads(PUBLISHED.read_text("utf-8"))
 
 
 def gather(runs: Path, metric: str) -> Arms:

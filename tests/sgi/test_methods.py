@@ -121,7 +121,7 @@ def test_transfer_of_another_network_is_refused(pretrained):
         transfer(state, "/nonexistent", first_layers="goal")
 
 
-@pytest.mark.parametrize("spec", ["pretrain:tiny", "finetune:tiny"])
+@pytest.mark.parametrize("spec", ["pretrain:tiny", "finetune:tiny", "finetune:tiny_bbf", "curiosity:tiny"])
 def test_population_equals_single_runs(tmp_path, spec):
     many = train(load(spec, population=2, mesh__data=2), tmp_path / "many", stop_after=3)
     single = train(load(spec, seed=1), tmp_path / "single", stop_after=3)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import trim_mean
 
 from sgi.atari import ATARI_100K, display_name
-from sgi.scores import SCORES, human_normalised, iqm
+from sgi.scores import SCORES, beside, human_normalised, iqm
 from training.errors import UserError
 
 
@@ -28,3 +28,9 @@ def test_interquartile_mean():
     assert iqm([9, 0, 1, 2, 4]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 4) / 2.5)
     values = np.random.default_rng(0).normal(size=(26, 10))
     assert iqm(values) == pytest.approx(trim_mean(values.ravel(), 0.25))  # rliable's definition
+
+
+def test_what_others_scored_stands_beside_ours():
+    random, spr = beside("boxing").splitlines()
+    assert random.startswith("random 0.1, human 12.1") and spr.startswith("SPR 35.7 ± 14.2")
+    assert beside("tetris") == ""
