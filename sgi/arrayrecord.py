@@ -8,7 +8,7 @@ Records, in this order (array_record compresses each one by zstd):
   contents       JSON {"format", "rows", "group", "kinds": [{"name", "dtype", "row"}, ...]}, kinds in the order of the records
 Rows are plain numbers in C order, so nothing in a file is code.
 
-Why 8: random windows of 13 + 4 frames, 256 at once, took 48 ms with 1 row a record, 37 with 4, 47 with 8, 85 with 32
+Why 8: random windows of 13 + 4 frames, 256 at once, took 48 ms with 1 row a record, 35 with 4, 47 with 8, 84 with 32
 (Boxing and Ms. Pac-Man, mean; memory-mapped frames: 2-10); 20,000 frames took 19, 7.5, 5.4 and 3.8 MB (DQN Replay files: 6.5).
 """
 

@@ -21,7 +21,7 @@ from ale_py import ALEState
 from sgi.atari import SIZE, agent_step, area_resize, single_game
 
 WIDTH, HEIGHT, LEVELS = 11, 8, 8
-BURST = 100  # steps at most from one return to the next, and half of that at least
+BURST = 400  # steps at most from one return to the next, and half of that at least
 NOOPS = 30  # raw frames at most before the first step, as in `AtariVec`
 MAX_CELLS = 20_000  # of which a state is kept: 16 kB each
 

@@ -20,7 +20,7 @@ def open_data(data: ConfigDict) -> Store:
 
     dir     root of the DQN-Replay layout (a folder or gs://...) or of ArrayRecord files, 'tfds' or 'tfds:folder' for
             tensorflow-datasets (see `sgi.formats`); '' means $QUINTET_DATA/dqn if the game is there, else `collect` steps of
-            the paper's random policy, recorded once under ~/.cache/quintet
+            `policy` ('random', or 'cells'; see `sgi.collect`), recorded once under ~/.cache/quintet
     game    'Boxing', 'boxing'
     shards  'all', or run/checkpoint pairs: '1/1,1/25,1/50'
     cache   folder of the decoded or converted frames; '' means ~/.cache/quintet/frames
@@ -39,10 +39,9 @@ def _default(data: ConfigDict) -> Path:
     shared = os.environ.get("QUINTET_DATA")
     if shared and (Path(shared) / "dqn" / display_name(data.game)).is_dir():
         return Path(shared) / "dqn"
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / "random"
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / data.policy
     home /= f"{data.collect}-steps" + "-full" * data.full_action_space
-    log.info("no data directory: using %d random steps of %s in %s", data.collect, data.game, home)
-    collect(
-        game=data.game, steps=data.collect, out=home, seed=0, full_actions=data.full_action_space
-    )  # once; a second time it finds the first recording
+    log.info("no data directory: using %d steps of %s (%s) in %s", data.collect, data.game, data.policy, home)
+    # Once: a second time it finds the first recording.
+    collect(data.game, data.collect, home, policy=data.policy, seed=0, full_actions=data.full_action_space)
     return home

@@ -7,6 +7,8 @@ Variants
     mixed, weak, large, small_net   SGI-M, SGI-W, SGI-M/L, SGI-M/S on the DQN-Replay data set: 234k-391k updates of 256
                                     windows, days on one GPU in the reference; not run by us at this size
     random                          SGI-R: random play, collected on the emulator when no data directory is given
+    exploratory                     SGI-E: what a curious agent played (configs/sgi/curiosity.py); cell-based exploration when
+                                    no data directory is given
     bc                              behaviour cloning on the mixed data
     S, G, I, SG, SI, GI, SGI        ablations of `mixed`
     paper                           `mixed` with the paper's loss weights (lambda_SPR = 2: 5 in the code's scaling)
@@ -24,7 +26,20 @@ WEAK = "1/1,2/1,3/1,4/1,5/1"
 LARGE = "1/1,1/5,1/10,1/15,1/20,1/25"
 ABLATIONS = ("S", "G", "I", "SG", "SI", "GI", "SGI")
 SMALL = ("small", "small_SI", "small_S", "small_I", "small_untrained")
-VARIANTS = ("mixed", "weak", "large", "small_net", "random", "bc", "paper", *ABLATIONS, *SMALL, "tiny", "tiny_bc")
+VARIANTS = (
+    "mixed",
+    "weak",
+    "large",
+    "small_net",
+    "random",
+    "exploratory",
+    "bc",
+    "paper",
+    *ABLATIONS,
+    *SMALL,
+    "tiny",
+    "tiny_bc",
+)
 
 
 def get_config(variant: str = "mixed") -> ConfigDict:
@@ -38,7 +53,8 @@ def get_config(variant: str = "mixed") -> ConfigDict:
         "game": "Pong",
         "shards": MIXED,
         "cache": "",
-        "collect": 100_000,  # random steps to record where there is no data directory
+        "collect": 100_000,  # steps to record where there is no data directory
+        "policy": "random",  # who plays them: 'random' or 'cells'
         "full_action_space": False,  # minimal action set
     }
     c.loss = {
@@ -79,8 +95,8 @@ def get_config(variant: str = "mixed") -> ConfigDict:
         c.net.encoder, c.data.shards = "L", LARGE  # 10 epochs of 6 M
     elif variant == "small_net":
         c.net.encoder, c.runtime.ynn = "S", True
-    elif variant == "random":
-        c.data.shards = "all"
+    elif variant in ("random", "exploratory"):
+        c.data.update({"shards": "all", "policy": "random" if variant == "random" else "cells"})
     elif variant == "paper":
         c.loss.spr = 5.0
     elif variant == "bc":
