@@ -1,4 +1,4 @@
-"""Fine-tuning runs put together over games, beside published numbers: tables for launch.report, and performance profiles.
+"""Fine-tuning runs put together over games, beside published numbers: tables for launch.report, learning curves, profiles.
 
     python -m sgi.study RUNS --out results/sgi/atari100k [--metric eval/score]
 
@@ -12,14 +12,16 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from rliable import library, metrics
+from scipy.special import stdtrit
 
 from launch.cli import guarded
 from sgi.atari import display_name
-from sgi.scores import human_normalised, iqm, published
+from sgi.scores import SCORES, human_normalised, iqm, published
 from training.config import load_saved
 from training.errors import UserError
 from training.metrics import read_rows
@@ -35,28 +37,41 @@ STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
 COUNTS = {"above_human": 1.0, "above_random": 0.0}  # numbers of games with a mean above
 DRAWS, PAIR_DRAWS = 2000, 1000
 
+Histories = dict[str, dict[str, dict[int, dict[int, float]]]]  # arm -> game -> seed -> step -> score
 Arms = dict[str, dict[str, list[float]]]  # arm -> game -> scores by seed
 
 
-def gather(runs: Path, metric: str) -> Arms:
-    """Last value of `metric` of every finished run below `runs`/<arm>. Raises UserError for none, or the same seed twice."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+def gather(runs: Path, metric: str) -> Histories:
+    """All values of `metric` of every finished run below `runs`/<arm>; a population counts as its members.
+
+    Raises UserError where there is none, or the same seed twice.
+    """
+    found: Histories = {}
     for path in sorted(runs.glob("*/**/run.json")):
         arm, workdir = path.relative_to(runs).parts[0], path.parent
         if json.loads(path.read_text()).get("status") != "done":
             print(f"left out: {workdir} is not finished")
             continue
-        values = [row[metric] for row in read_rows(workdir / "metrics.jsonl") if metric in row]
+        rows = {row["step"]: np.atleast_1d(row[metric]) for row in read_rows(workdir / "metrics.jsonl") if metric in row}
         config = load_saved(str(workdir))
-        if not values or "env" not in config:
+        if not rows or "env" not in config:
             raise UserError(f"{workdir} has no {metric}: only fine-tuning runs with an evaluation can be put together")
         seeds = found.setdefault(arm, {}).setdefault(display_name(config.env.game), {})
-        if config.seed in seeds:
-            raise UserError(f"{workdir}: seed {config.seed} of this game and arm is there twice; keep one")
-        seeds[config.seed] = values[-1]
+        for member in range(len(next(iter(rows.values())))):
+            if (seed := config.seed + member) in seeds:
+                raise UserError(f"{workdir}: seed {seed} of this game and arm is there twice; keep one")
+            seeds[seed] = {step: float(values[member]) for step, values in rows.items()}
     if not found:
         raise UserError(f"{runs} holds no finished run in <arm>/...: train some first")
-    return {arm: {game: [s[k] for k in sorted(s)] for game, s in sorted(games.items())} for arm, games in found.items()}
+    return found
+
+
+def last(histories: Histories) -> Arms:
+    """The last value of each run."""
+    return {
+        arm: {game: [runs[seed][max(runs[seed])] for seed in sorted(runs)] for game, runs in sorted(games.items())}
+        for arm, games in histories.items()
+    }
 
 
 def matrix(arm: str, games: Mapping[str, list[float]]) -> np.ndarray:
@@ -127,11 +142,7 @@ def improvement_table(found: Mapping[tuple[str, str], tuple[float, float, float]
 
 def profile(arms: Mapping[str, np.ndarray], path: Path) -> None:
     """Share of runs with a human-normalised score above tau, for each tau (a performance profile), with 95 % bands."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     top = max(2.0, *(float(np.quantile(x, 0.95)) for x in arms.values()))
     taus = np.linspace(0, top, 81)
     shares, bands = library.create_performance_profile(dict(arms), taus, reps=DRAWS)
@@ -145,13 +156,53 @@ def profile(arms: Mapping[str, np.ndarray], path: Path) -> None:
     plt.close(figure)
 
 
+def curves(histories: Histories, path: Path) -> None:
+    """Scores over training, a panel a game: means over runs with 95 % t intervals, at the steps that all runs share."""
+    plt = pyplot()
+    games = sorted({game for found in histories.values() for game in found})
+    columns = min(len(games), 4)
+    shape = -(-len(games) // columns), columns
+    figure, axes = plt.subplots(*shape, figsize=(4 * columns, 3 * shape[0]), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(games) :]:
+        axis.set_visible(False)
+    for game, axis in zip(games, axes.flat, strict=False):
+        for arm, found in histories.items():
+            if game not in found:
+                continue
+            runs = list(found[game].values())
+            steps = sorted(set.intersection(*(set(run) for run in runs)))
+            values = np.array([[run[step] for step in steps] for run in runs])
+            (line,) = axis.plot(steps, values.mean(0), marker=".", label=f"{arm} ({len(runs)})")
+            if len(runs) > 1:
+                half = stdtrit(len(runs) - 1, 0.975) * values.std(0, ddof=1) / len(runs) ** 0.5
+                low, high = values.mean(0) - half, values.mean(0) + half
+                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, lw=0)
+        if game in SCORES:
+            axis.axhline(SCORES[game][0], color="grey", ls=":", label="random")
+        axis.set(title=game, xlabel="steps", ylabel="score")
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def pyplot() -> ModuleType:
+    """matplotlib without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
 def show(value: tuple[float, float, float]) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(*value)
 
 
 def write(runs: Path, out: Path, metric: str) -> None:
-    """All tables and the profile into `out`. Pairs of arms are compared if they have the same games."""
-    arms = gather(runs, metric)
+    """All tables and figures into `out`. Pairs of arms are compared if they have the same games."""
+    histories = gather(runs, metric)
+    arms = last(histories)
     values = {arm: matrix(arm, games) for arm, games in arms.items()}
     tables = {"1-aggregates": aggregate_table(values), "2-games": game_table(arms)}
     if len({tuple(games) for games in arms.values()}) == 1 and len(arms) > 1:
@@ -160,7 +211,8 @@ def write(runs: Path, out: Path, metric: str) -> None:
     for name, found in tables.items():
         (out / f"{name}.table.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
     profile(values, out / "profile.png")
-    print(f"{sum(x.size for x in values.values())} runs of {len(arms)} arms: tables and profile in {out}")
+    curves(histories, out / "curves.png")
+    print(f"{sum(x.size for x in values.values())} runs of {len(arms)} arms: tables, profile and curves in {out}")
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,8 @@ def make_run(folder, game, seed, score, status="done"):
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"status": status}))
     (folder / "config.json").write_text(ConfigDict({"env": {"game": game}, "seed": seed}).to_json())
-    rows = [{"step": 1, "eval/score": -99.0}, {"step": 2, "eval/score": score}]
+    first = [-99.0] * len(score) if isinstance(score, list) else -99.0
+    rows = [{"step": 1, "eval/score": first}, {"step": 2, "eval/score": score}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -32,7 +33,7 @@ def runs(tmp_path):
 
 
 def test_statistics_of_made_runs(runs, capsys):
-    arms = study.gather(runs, "eval/score")
+    arms = study.last(study.gather(runs, "eval/score"))
     assert "boxing/9 is not finished" in capsys.readouterr().out
     values = {arm: study.matrix(arm, games) for arm, games in arms.items()}
     np.testing.assert_allclose(values["sgi"], [[0.25, 1], [0.5, 1], [0.75, 1], [1, 1]])
@@ -58,7 +59,18 @@ def test_tables_and_profile_are_written(runs, tmp_path):
     assert rows["sgi"][1] == "4 x 2" and rows["sgi"][2].startswith("0.812 [")
     assert rows["sgi"][-3:] == [0, 2, "ours"] and rows["SPR"][2] == 0.396
     assert tables["2-games.table.json"]["rows"][0] == ["Boxing", "0.1 ± 0.0", "7.6 ± 3.9", "35.7 ± 14.2"]
-    assert (tmp_path / "out" / "profile.png").stat().st_size > 5000
+    assert all((tmp_path / "out" / f"{name}.png").stat().st_size > 5000 for name in ("profile", "curves"))
+
+
+def test_a_population_counts_as_its_members(tmp_path):
+    make_run(tmp_path / "arm" / "both", "boxing", 3, [1.0, 2.0])
+    make_run(tmp_path / "arm" / "one", "boxing", 5, 4.0)
+    histories = study.gather(tmp_path, "eval/score")
+    assert histories["arm"]["Boxing"] == {3: {1: -99, 2: 1}, 4: {1: -99, 2: 2}, 5: {1: -99, 2: 4}}
+    assert study.last(histories) == {"arm": {"Boxing": [1, 2, 4]}}
+    make_run(tmp_path / "arm" / "again", "boxing", 4, 0.0)
+    with pytest.raises(UserError, match="seed 4 of this game and arm is there twice"):
+        study.gather(tmp_path, "eval/score")
 
 
 def test_a_published_row_recomputed_from_its_scores():
