@@ -206,9 +206,7 @@ def make_method(config: ConfigDict, mesh: Mesh, net: Nets) -> Method:
         # All rewards before any learning; in parts, to save memory.
         reward = jnp.stack([surprise(i) for i in range(agent.minibatches)], 1).reshape(batch.action.shape)
         discounted, moments = running(reward, state.extra["discounted"], state.extra["moments"], agent.discount)
-        gain = reward / jnp.sqrt(moments["var"])
-        gain = gain.at[:, -1].add(agent.discount * batch.value[:, -1])  # gae takes the value after the last step to be 0
-        advantage, returns = gae(gain, batch.value[:, :-1], agent.discount, agent.lam)
+        advantage, returns = advantages(reward / jnp.sqrt(moments["var"]), batch.value, agent.discount, agent.lam)
         advantage = (advantage - advantage.mean()) / (advantage.std() + TINY)
         data = {"rollout": batch, "advantage": advantage, "returns": returns}
         key = key_for(state.seed, state.step, "shuffle")
@@ -251,6 +249,12 @@ def errors(net: Nets, params: dict, features: jax.Array, action: jax.Array) -> j
     """Squared errors [n, T] of the forward model on features [n, T + 1, H]."""
     before, after = (x.reshape(-1, x.shape[-1]) for x in (features[:, :-1], features[:, 1:]))
     return net.apply({"params": params}, before, after, action.ravel(), method="error").reshape(action.shape)
+
+
+def advantages(reward: jax.Array, value: jax.Array, discount: float, lam: float) -> tuple[jax.Array, jax.Array]:
+    """Advantages and returns [N, T] of rewards [N, T] and values [N, T + 1]; games never end."""
+    last = discount * value[:, -1]  # `gae` takes the value after the last step to be 0
+    return gae(reward.at[:, -1].add(last), value[:, :-1], discount, lam)
 
 
 def running(reward: jax.Array, discounted: jax.Array, moments: dict, discount: float) -> tuple[jax.Array, dict]:

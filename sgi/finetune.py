@@ -170,14 +170,14 @@ def update(
 
 def evaluator(config: ConfigDict, net: SGINet) -> Any:
     """Scores of `config.eval.episodes` full games with mean weights and epsilon 0.001."""
-    return episodes(config, evaluated(net, config.eval.epsilon))
+    return episodes(config, evaluated(net, config.agent, config.eval.epsilon))
 
 
-def evaluated(net: SGINet, epsilon: float) -> Any:
+def evaluated(net: SGINet, agent: ConfigDict, epsilon: float) -> Any:
     """The policy that evaluations measure: (state, stack uint8 [N, 84, 84, 4], key) -> actions int32 [N]."""
 
     def act(state: TrainState, stack: jax.Array, key: jax.Array) -> jax.Array:
-        variables = {"params": state.params, "batch_stats": state.extra["stats"]}
+        variables = {"params": rainbow.acting(state, agent), "batch_stats": state.extra["stats"]}
         z = rainbow.encode_acting(net, variables, stack)
         return rainbow.choose(net, variables, z, key, epsilon, noisy=False)
 

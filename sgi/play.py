@@ -137,13 +137,14 @@ def load_agent(
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     """The evaluated policy of a checkpoint, for `evaluation.play`."""
     arrays = read_arrays(workdir, step)
-    weights = {"params": arrays["params"], "stats": arrays["extra"].get("stats", {})}
+    kept = {"stats": {}, **{name: arrays["extra"][name] for name in ("stats", "q_target") if name in arrays["extra"]}}
+    weights = {"params": arrays["params"], "extra": kept}
     at = arrays["step"]
     if config.population > 1:
         weights, at = population.member((weights, at), member)
-    state = TrainState(np.int32(at), np.uint32(seed), weights["params"], None, {"stats": weights["stats"]})
+    state = TrainState(np.int32(at), np.uint32(seed), weights["params"], None, weights["extra"])
     state, mesh = jax.device_put(state), make_mesh(1)
-    choose = policy(finetune.evaluated(finetune.build_net(config), epsilon))
+    choose = policy(finetune.evaluated(finetune.build_net(config), config.agent, epsilon))
     print(f"{workdir}: the agent after step {at}")
 
     def act(stack: np.ndarray, t: int) -> np.ndarray:

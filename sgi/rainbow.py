@@ -36,16 +36,20 @@ def values(out: jax.Array) -> jax.Array:
     return losses.expected_values(out, jnp.linspace(*SUPPORT, out.shape[-1])) if out.shape[-1] > 1 else out[..., 0]
 
 
+def acting(view: TrainState, agent: ConfigDict) -> dict:
+    """The parameters that act, in training and in evaluations: the Q target's with `target_acts`."""
+    return view.extra["q_target"] if agent.target_acts else view.params
+
+
 def behaviour(net: SGINet, agent: ConfigDict) -> Any:
     """The policy that collects: (view of the state, stack) -> (action, what the replay stores).
 
     Greedy under NoisyNet noise that is drawn anew with every update, with an epsilon that falls linearly. Stored is the newest
-    frame, or with `cache_features` the latent as float16. With `target_acts` the Q target's weights act.
+    frame, or with `cache_features` the latent as float16.
     """
 
     def policy(view: TrainState, stack: jax.Array) -> tuple[jax.Array, jax.Array]:
-        params = view.extra["q_target"] if agent.target_acts else view.params
-        variables = {"params": params, "batch_stats": view.extra["stats"]}
+        variables = {"params": acting(view, agent), "batch_stats": view.extra["stats"]}
         z = encode_acting(net, variables, stack)
         fraction = jnp.clip(view.step / agent.epsilon_steps, 0, 1)
         epsilon = agent.epsilon[0] + fraction * (agent.epsilon[1] - agent.epsilon[0])

@@ -53,6 +53,18 @@ def test_reward_moments_are_those_of_all_discounted_sums():
     np.testing.assert_allclose(moments["var"], np.var(sums), rtol=1e-4)
 
 
+def test_advantages_look_beyond_the_stretch():
+    rng = np.random.default_rng(2)
+    reward, value = rng.normal(size=(2, 5)), rng.normal(size=(2, 6))
+    expected, following = np.zeros((2, 5)), np.zeros(2)
+    for t in range(4, -1, -1):
+        following = reward[:, t] + 0.9 * value[:, t + 1] - value[:, t] + 0.9 * 0.8 * following
+        expected[:, t] = following
+    advantage, returns = curiosity.advantages(jnp.asarray(reward), jnp.asarray(value), 0.9, 0.8)
+    np.testing.assert_allclose(advantage, expected, rtol=1e-5)
+    np.testing.assert_allclose(returns, expected + value[:, :-1], rtol=1e-5)
+
+
 def small_net():
     net = curiosity.Nets(4, 8, 0.125)
     image = jnp.zeros((1, 84, 84, 4))

@@ -11,6 +11,7 @@ from sgi import finetune, rainbow, replay, resets
 from sgi.nets import SGINet
 from training import config as configs
 from training.errors import UserError
+from training.method import TrainState
 from training.sharding import make_mesh, path_name
 
 CONFIG = Path(__file__).parents[2] / "configs" / "sgi" / "finetune.py"
@@ -76,6 +77,27 @@ def test_a_shorter_horizon_of_the_same_program():
     for n in (1, 3, 6):
         same = jax.jit(replay.n_step, static_argnums=4)(buffer, slots, jnp.int32(n), 0.9, 6)
         np.testing.assert_allclose(same, replay.n_step(buffer, slots, n, 0.9, n), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["tiny_bbf", "tiny_drq"])
+def test_who_acts_in_training_is_evaluated(variant):
+    """The Q target with `target_acts` (SR-SPR, BBF), else the network that learns; the other one is of no use here."""
+    config = load(variant)
+    net = finetune.build_net(config)
+    good = init(net)
+    useless = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), good)
+    params, target = (useless, good) if config.agent.target_acts else (good, useless)
+    state = TrainState(jnp.int32(0), jnp.uint32(0), params, None, {"stats": {}, "q_target": target})
+    stack = jax.random.randint(jax.random.key(1), (6, 84, 84, 4), 0, 256).astype(jnp.uint8)
+    z = rainbow.encode_acting(net, {"params": good}, stack)
+    best = rainbow.values(net.apply({"params": good}, z, method="q_log_probs")).argmax(-1)
+    assert (best != 0).any()  # what NaN would choose
+    chosen = finetune.evaluated(net, config.agent, 0.0)(state, stack, jax.random.key(2))
+    np.testing.assert_array_equal(chosen, best)
+    greedy = config.agent.copy_and_resolve_references()
+    with greedy.unlocked():
+        greedy.epsilon = (0.0, 0.0)
+    np.testing.assert_array_equal(rainbow.behaviour(net, greedy)(state, stack)[0], best)
 
 
 def test_when_resets_are_due():
