@@ -1,10 +1,11 @@
 """Formats of recorded play: told apart, opened for training, converted.
 
-    python -m sgi.formats SOURCE DESTINATION --game Boxing [--shards 1/1,1/25] [--to dqn|arrayrecord]
+    python -m sgi.formats SOURCE DESTINATION --game Boxing [--shards 1/1,1/25] [--to dqn|arrayrecord|tfds]
 
 SOURCE is a folder (or gs://...) of the DQN-Replay layout (`sgi.dqn_replay`), a folder of ArrayRecord files
 (`sgi.arrayrecord`), or tensorflow-datasets' rlu_atari_checkpoints, `tfds` or `tfds:FOLDER` (`sgi.rlds`). A conversion keeps
-(run, checkpoint) pairs and all kinds, bit for bit. DESTINATION/{Game} must not exist; it appears whole or not at all.
+(run, checkpoint) pairs and all kinds, bit for bit, but tensorflow-datasets has a place for the four usual kinds only. What is
+made (DESTINATION/{Game}; of tensorflow-datasets, each run) must not exist; it appears whole or not at all.
 Memory: blocks of rows. Disk: beside the result, 7 GB while a million frames of DQN-Replay files are read.
 """
 
@@ -80,24 +81,24 @@ def convert(source: str, destination: str | Path, game: str, shards: Shards = "a
     """
     form, game, destination = format_of(source, game), display_name(game), Path(destination)
     to = to or (DQN if form == ARRAYRECORD else ARRAYRECORD)
-    if to not in (DQN, ARRAYRECORD):
-        raise UserError(f"cannot convert to {to!r}: {DQN} or {ARRAYRECORD}")
+    if to not in (DQN, ARRAYRECORD, TFDS):
+        raise UserError(f"cannot convert to {to!r}: {DQN}, {ARRAYRECORD} or {TFDS}")
     target = destination / game
     if target.exists():
         raise UserError(f"{target} exists already: give another DESTINATION, or delete it")
     pairs = _pairs(form, source, game, shards)
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".converting-", dir=destination) as scratch:
+        rows = lambda *pair: _shown(form, source, game, pair, scratch)  # noqa: E731
+        if to == TFDS:
+            runs = sorted({run for run, _ in pairs})
+            chosen = {run: {c: rows(run, c) for r, c in pairs if r == run} for run in runs}
+            return [path for run in runs for path in rlds.prepare(destination, game, run, chosen[run])]
+        made = Path(scratch) / "made"
         for run, checkpoint in pairs:
-            made = Path(scratch) / "made"
-            with (
-                tempfile.TemporaryDirectory(dir=scratch) as cache,
-                _writer(to, made, game, run, checkpoint) as writer,
-                tqdm(desc=f"{game} {run}/{checkpoint}", unit=" rows", unit_scale=True, file=sys.stderr) as progress,
-            ):
-                for block in _blocks(form, source, game, (run, checkpoint), Path(cache)):
+            with _writer(to, made, game, run, checkpoint) as writer:
+                for block in rows(run, checkpoint):
                     writer.append(**block)
-                    progress.update(len(block["action"]))
         try:
             (made / game).rename(target)
         except OSError as error:
@@ -128,6 +129,17 @@ def _writer(to, root, game, run, checkpoint):
     if to == ARRAYRECORD:
         return arrayrecord.Writer(arrayrecord.file_of(root, game, run, checkpoint))
     return dqn_replay.Writer(root, game, run, chunk=sys.maxsize, first=checkpoint)
+
+
+def _shown(form, source, game, pair, scratch) -> Iterator[dict[str, np.ndarray]]:
+    """Blocks of rows of one checkpoint, counted on stderr. What is decoded for it is deleted behind it."""
+    with (
+        tempfile.TemporaryDirectory(dir=scratch) as cache,
+        tqdm(desc="{} {}/{}".format(game, *pair), unit=" rows", unit_scale=True, file=sys.stderr) as progress,
+    ):
+        for block in _blocks(form, source, game, pair, Path(cache)):
+            yield block
+            progress.update(len(block["action"]))
 
 
 def _blocks(form, source, game, pair, cache) -> Iterator[dict[str, np.ndarray]]:
@@ -166,7 +178,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("destination", help="root of the new files")
     parser.add_argument("--game", required=True, help="'boxing' or 'Boxing'")
     parser.add_argument("--shards", default="all", help="run/checkpoint pairs: 1/1,1/25")
-    parser.add_argument("--to", choices=[DQN, ARRAYRECORD], help="by default arrayrecord, and dqn from arrayrecord")
+    parser.add_argument("--to", choices=[DQN, ARRAYRECORD, TFDS], help="by default arrayrecord, and dqn from arrayrecord")
     args = parser.parse_args(argv)
     shards = parse_shards(args.shards, "--shards")
     print(*convert(args.source, args.destination, args.game, shards, args.to), sep="\n")

@@ -14,20 +14,24 @@ An episode is a record that is read whole, so its windows cannot be read at rand
 ArrayRecord file of a split, once.
 """
 
+import io
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from sgi.atari import SIZE, display_name
 from training.errors import UserError
 
 NAMES = ("rlu_atari_checkpoints_ordered", "rlu_atari_checkpoints")
 PREFIX = "tfds"
+KINDS = ("observation", "action", "reward", "terminal")
+CHECKPOINTS = 50  # of a run
 BLOCK = 1024  # rows decoded at once
 
 
@@ -95,13 +99,67 @@ def blocks(split: Split) -> Iterator[dict[str, np.ndarray]]:
         raise UserError(f"cannot read {split.name} of {split.builder.data_path} ({type(error).__name__}: {error})") from error
 
 
-def _builder(name, config, version, folder):
-    """The installed package's own builder, whose features are code of ours to trust; None for another version than its own."""
+def prepare(folder: Path, game: str, run: int, checkpoints: Mapping[int, Iterable[dict[str, np.ndarray]]]) -> list[Path]:
+    """Writes checkpoints of one run, given as `blocks` gives them, as `rlu_atari_checkpoints_ordered`, and returns the files.
+
+    As array_record, without TensorFlow; whole or not at all. Kinds that the data set has no place for are left out. Raises
+    UserError for a game, run or checkpoint that it does not know, or if there is one prepared.
+    """
+    ordered, config = _classes()[NAMES[0]], f"{display_name(game)}_run_{run}"
+    if config not in ordered.builder_configs or not all(0 <= i < CHECKPOINTS for i in checkpoints):
+        raise UserError(f"{NAMES[0]} has no {config} with checkpoints {sorted(checkpoints)}: 46 games, runs 1-5, 0-49 each")
+
+    class Maker(ordered, skip_registration=True):
+        __module__ = "maker"  # else tfds would look for the files of a package
+        name = NAMES[0]
+
+        def _split_generators(self, manager):
+            return {f"checkpoint_{i:02d}": _examples(i, rows) for i, rows in sorted(checkpoints.items())}
+
+    maker = Maker(config=config, data_dir=str(folder), file_format="array_record")
+    if maker.data_path.exists():
+        raise UserError(f"{maker.data_path} exists already: give another DESTINATION, or delete it")
+    maker.download_and_prepare()
+    return sorted(Path(path) for path in maker.data_path.iterdir())
+
+
+def _examples(checkpoint: int, rows: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[int, dict]]:
+    """(key, episode) of each episode; one that the rows leave open is written as it is."""
+    steps, number, total = [], 0, 0.0
+    for block in rows:
+        for frame, action, reward, terminal in zip(*(block[kind] for kind in KINDS), strict=True):
+            file = io.BytesIO()
+            Image.fromarray(frame).save(file, "PNG")
+            steps.append(
+                {
+                    "observation": file.getvalue(), "action": int(action), "reward": float(reward), "discount": 1.0,
+                    "is_first": not steps, "is_last": bool(terminal), "is_terminal": bool(terminal),
+                }
+            )  # fmt: skip
+            total += float(reward)
+            if terminal:
+                yield _episode(checkpoint, number, steps, total)
+                steps, number, total = [], number + 1, 0.0
+    if steps:
+        yield _episode(checkpoint, number, steps, total)
+
+
+def _episode(checkpoint: int, number: int, steps: list[dict], total: float) -> tuple[int, dict]:
+    episode = {"steps": steps, "checkpoint_id": checkpoint, "episode_id": number, "episode_return": total}
+    return checkpoint * 10**10 + number, episode
+
+
+def _classes():
+    """The installed package's own builders, whose features are code of ours to trust."""
     from tensorflow_datasets.rl_unplugged import rlu_atari_checkpoints as shuffled  # takes a second
     from tensorflow_datasets.rl_unplugged import rlu_atari_checkpoints_ordered as ordered
 
-    classes = dict(zip(NAMES, (ordered.RluAtariCheckpointsOrdered, shuffled.RluAtariCheckpoints), strict=True))
-    known = classes[name]
+    return dict(zip(NAMES, (ordered.RluAtariCheckpointsOrdered, shuffled.RluAtariCheckpoints), strict=True))
+
+
+def _builder(name, config, version, folder):
+    """None for another version than the package's own."""
+    known = _classes()[name]
     if version != str(known.VERSION) or config not in known.builder_configs:
         return None
     return known(config=config, data_dir=str(folder))

@@ -315,6 +315,31 @@ def test_tensorflow_datasets_to_files(prepared, tmp_path, to):
     assert open_play(tmp_path, "pong", [(2, 0)], cache=tmp_path / "cache").terminals.tolist() == [True]
 
 
+def test_files_to_tensorflow_datasets_and_back(tmp_path):
+    """Two runs, two checkpoints; episodes keep their order, the open one at the end becomes an end."""
+    for run, checkpoint, n in ((1, 0, 9), (1, 7, 12), (3, 0, 5)):
+        write(arrayrecord.file_of(tmp_path / "a", "pong", run, checkpoint), rows(n, 10 * run + checkpoint), n)
+    main([str(tmp_path / "a"), str(tmp_path / "t"), "--game", "pong", "--to", "tfds"])
+    main([f"tfds:{tmp_path / 't'}", str(tmp_path / "b"), "--game", "pong", "--to", "arrayrecord"])
+    before, after = (open_play(tmp_path / name, "pong") for name in "ab")
+    assert before.num_frames == after.num_frames == 26
+    np.testing.assert_array_equal(before.frames(np.arange(26)), after.frames(np.arange(26)))
+    np.testing.assert_array_equal(before.actions, after.actions)
+    np.testing.assert_array_equal(before.rewards, after.rewards)
+    ends = before.terminals.copy()
+    ends[[8, 20, 25]] = True
+    np.testing.assert_array_equal(after.terminals, ends)
+    with pytest.raises(UserError, match="exists already"):
+        formats.convert(str(tmp_path / "a"), tmp_path / "t", "pong", to="tfds")
+
+
+def test_what_tensorflow_datasets_has_no_place_for(tmp_path):
+    write(arrayrecord.file_of(tmp_path / "a", "pong", 1, 50), rows(5), 5)
+    with pytest.raises(UserError, match=r"no Pong_run_1 with checkpoints \[50\]"):
+        formats.convert(str(tmp_path / "a"), tmp_path / "t", "pong", to="tfds")
+    assert not list((tmp_path / "t").glob("*"))
+
+
 def as_tfrecord(prepared, root):
     """The same records in TFRecord framing, as the published data set has them."""
     for path in prepared.rglob("*"):
