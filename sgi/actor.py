@@ -68,7 +68,7 @@ class ActorStream:
     def set_state(self, saved: dict) -> None:
         self._stack = self._env.set_state(saved["env"])
         self._start, self._steps = saved["start"], saved["steps"]
-        self.recorder.set_state(saved["played"])
+        self.recorder.set_state(saved.get("played"))
 
     def _step(self, state: TrainState, forced: int | None = None) -> Transition:
         """One step of play; only the action leaves the device."""

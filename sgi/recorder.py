@@ -6,6 +6,8 @@ its list of actions: a byte a step, saved with the stream's position. `python -m
 
 import numpy as np
 
+from training.errors import UserError
+
 
 class Recorder:
     """Actions of N lanes, step after step."""
@@ -21,5 +23,8 @@ class Recorder:
         """uint8 [T, N]: all actions so far."""
         return np.frombuffer(bytes(self._bytes), np.uint8).reshape(-1, self._lanes)
 
-    def set_state(self, saved: np.ndarray) -> None:
+    def set_state(self, saved: np.ndarray | None) -> None:
+        """None: a checkpoint of before actions were recorded."""
+        if saved is None:
+            raise UserError("this run was saved by an older version, which recorded no actions: start it in a new workdir")
         self._bytes = bytearray(np.asarray(saved, np.uint8).tobytes())

@@ -7,6 +7,7 @@ from configs.sgi import curiosity, finetune
 from sgi import learners
 from sgi.collect import collect
 from sgi.dqn_replay import open_store
+from sgi.recorder import Recorder
 from sgi.source import open_data
 from training.checkpoint import read_arrays
 from training.config import set_value
@@ -72,6 +73,11 @@ def test_an_agents_games(tuned, tmp_path):
     a, b, c = (open_store(tmp_path / name, "Breakout") for name in "abc")
     np.testing.assert_array_equal(a.actions, b.actions)
     assert len(set(c.actions.tolist())) == 4 > len(set(a.actions[:20].tolist())), "random, and an agent that has learned little"
+
+
+def test_a_run_without_a_record_is_not_resumed():
+    with pytest.raises(UserError, match="older version, which recorded no actions"):
+        Recorder(1).set_state(None)
 
 
 def test_pretraining_reads_several_learners_as_checkpoints_of_runs(tuned, tmp_path):
