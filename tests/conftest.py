@@ -10,7 +10,7 @@ os.environ["QUINTET_QUICK_COMPILE"] = "1"
 
 from training import runtime  # noqa: E402
 
-runtime.setup(ynn=False)
+runtime.setup(ynn=False, keep_memory=False)  # many programs in one process
 
 import jax  # noqa: E402
 

@@ -31,7 +31,7 @@ def base(method: str, **values: Any) -> ConfigDict:
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "min_shard": 2**16},
             "log": {"every": 100, "tensorboard": False},
             "checkpoint": {"every": 1000, "keep_last": 2, "keep_every": 0},  # 0 = never
-            "runtime": {"ynn": False},  # see runtime.py
+            "runtime": {"ynn": False, "keep_memory": True},  # see runtime.py
         }
     )
     config.update(values)

@@ -18,15 +18,19 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ale-py", "gymnasium")
 
 
-def setup(*, ynn: bool = False, cache: str | None = None) -> None:
+def setup(*, ynn: bool = False, keep_memory: bool = True, cache: str | None = None) -> None:
     """Prepare jax. Must come before the first use of a device.
 
     Args:
       ynn: on CPU, let XLA run convolutions and matrix products through YNN: dense convolutions train 2-4x faster, but shifted
         sums (the depthwise blocks of encoders M and L) several times slower, so it is a property of the network.
+      keep_memory: let this process keep what it frees, for its next allocation (glibc only). XLA allocates the temporary arrays
+        of a program at each call, and glibc would hand such blocks back to the kernel at once, so that every call touched all
+        their pages for the first time again: a fifth of the time of an update of encoder M (docs/performance.md).
       cache: folder of the persistent compilation cache; default `$QUINTET_CACHE` or ~/.cache/quintet, '' = none.
     """
-    keep_memory()
+    if keep_memory:
+        _keep_memory()
     flags = os.environ.get("XLA_FLAGS", "").split()
     if ynn:
         flags.append("--xla_cpu_experimental_ynn_fusion_type=dot")
@@ -43,12 +47,7 @@ def setup(*, ynn: bool = False, cache: str | None = None) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def keep_memory() -> None:
-    """Let this process keep what it frees, for its next allocation (glibc only).
-
-    XLA allocates a program's temporary arrays at each call. glibc hands large blocks back to the kernel at once, so every call
-    would touch all its pages for the first time again: a fifth of the time of an update of encoder M (docs/performance.md).
-    """
+def _keep_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)

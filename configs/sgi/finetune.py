@@ -14,7 +14,7 @@ Variants
               labs/atari_100k (DER, DrQ(eps)) and google-research/bigger_better_faster; docs/sgi.md says where they differ
     small_cached  CPU experiment: a fresh head on cached features of a frozen encoder
     small_*   CPU experiment: the network of configs/sgi/pretrain.py:small, short; see results/sgi
-    tiny, tiny_cached, tiny_bbf, tiny_drq    tests
+    tiny, tiny_cached, tiny_bbf    tests
 
 Cost at paper size: 100k agent steps and 196k updates of 32; hours on one GPU. Not run by us at this size.
 """
@@ -25,7 +25,7 @@ from training.config import base
 
 MODES = ("none", "naive", "frozen", "sgi")
 PRESETS = ("spr", "der", "drq", "sr_spr", "bbf")
-VARIANTS = (*MODES, *PRESETS, *(f"small_{m}" for m in MODES), "small_cached", "tiny", "tiny_cached", "tiny_bbf", "tiny_drq")
+VARIANTS = (*MODES, *PRESETS, *(f"small_{m}" for m in MODES), "small_cached", "tiny", "tiny_cached", "tiny_bbf")
 LR = 1e-4
 
 

@@ -52,7 +52,7 @@ STEPS = 700
 @pytest.fixture(scope="module")
 def pacman(tmp_path_factory):
     root = tmp_path_factory.mktemp("explored")
-    summary = collect("ms_pacman", STEPS, root, policy="cells", seed=1, ram=True, chunk=500)
+    summary = collect("ms_pacman", STEPS, root, policy="cells", seed=1, burst=100, ram=True, chunk=500)
     return summary, open_store(root, "ms_pacman", cache=root / "cache")
 
 
@@ -116,7 +116,7 @@ def test_the_score_goes_with_the_place():
 def test_deterministic_in_the_seed(pacman, tmp_path):
     _, store = pacman
     for seed in (1, 2):
-        collect("ms_pacman", 200, tmp_path, policy="cells", seed=seed, run=seed)
+        collect("ms_pacman", 200, tmp_path, policy="cells", burst=100, seed=seed, run=seed)
     one, two = (open_store(tmp_path, "ms_pacman", [(run, 0)], cache=tmp_path / "cache") for run in (1, 2))
     whole = np.arange(200)  # a shorter recording is the start of a longer one
     np.testing.assert_array_equal(one.frames(whole), store.frames(whole))
@@ -126,15 +126,15 @@ def test_deterministic_in_the_seed(pacman, tmp_path):
 
 
 def test_limits_and_settings(tmp_path, monkeypatch):
-    few = collect("ms_pacman", 200, tmp_path, policy="cells", max_cells=1)
+    few = collect("ms_pacman", 200, tmp_path, policy="cells", burst=100, max_cells=1)
     store = open_store(tmp_path, "ms_pacman", cache=tmp_path / "cache")
     starts = store.frames(np.flatnonzero(store.starts))
     assert few["cells"] > 1 and len(starts) > 1 and (starts == starts[0]).all()  # always back to the same place
     monkeypatch.setitem(collect.__globals__["POLICIES"], "cells", None)  # found, not played again
-    assert collect("ms_pacman", 200, tmp_path, policy="cells", max_cells=1) == few
+    assert collect("ms_pacman", 200, tmp_path, policy="cells", burst=100, max_cells=1) == few
     for change in ({"max_cells": 2}, {"burst": 99}, {"policy": "random", "envs": 1}):
         with pytest.raises(UserError, match="--overwrite"):
-            collect("ms_pacman", 200, tmp_path, **{"policy": "cells", "max_cells": 1} | change)
+            collect("ms_pacman", 200, tmp_path, **{"policy": "cells", "burst": 100, "max_cells": 1} | change)
     for wrong in ({"envs": 2}, {"max_cells": 0}, {"burst": 0}):
         with pytest.raises(UserError, match="max_cells"):
             collect("ms_pacman", 200, tmp_path, policy="cells", **wrong)

@@ -79,7 +79,7 @@ def test_a_shorter_horizon_of_the_same_program():
         np.testing.assert_allclose(same, replay.n_step(buffer, slots, n, 0.9, n), rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["tiny_bbf", "tiny_drq"])
+@pytest.mark.parametrize("variant", ["tiny_bbf", "drq"])
 def test_who_acts_in_training_is_evaluated(variant):
     """The Q target with `target_acts` (SR-SPR, BBF), else the network that learns; the other one is of no use here."""
     config = load(variant)
