@@ -95,8 +95,8 @@ def collect(
         raise UserError("the policy cells needs envs = 1, max_cells >= 1 and burst >= 1")
     if envs is None:
         envs = 1 if policy == "cells" else 8
-    if not 1 <= envs <= steps or min(chunk, run) < 1 or seed < 0 or not 0 < repeat <= 1:
-        raise UserError("collect needs 1 <= envs <= steps, chunk >= 1, run >= 1, seed >= 0 and 0 < repeat <= 1")
+    if not 1 <= envs <= steps or min(chunk, run) < 1 or not 0 <= seed < 2**32 or not 0 < repeat <= 1:
+        raise UserError("collect needs 1 <= envs <= steps, chunk >= 1, run >= 1, 0 <= seed < 2^32 and 0 < repeat <= 1")
     settings = {
         "game": game, "steps": steps, "seed": seed, "envs": envs, "run": run, "chunk": chunk, "repeat": repeat, "ram": ram,
         "full_actions": full_actions, "policy": policy, **own,

@@ -226,7 +226,7 @@ def make_method(config: ConfigDict, mesh: Mesh, net: Nets) -> Method:
             **jax.tree.map(lambda x: x.mean(), metrics),
             "curiosity": reward.mean(),
             "game_reward": batch.reward.sum(1).mean(),  # of a stretch; the agent does not see it
-            "games_begun": batch.start.sum(),
+            "games_begun": batch.start[:, :-1].sum(),
         }
         extra = {**state.extra, "discounted": discounted, "moments": moments}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra), metrics

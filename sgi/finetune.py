@@ -18,7 +18,7 @@ from sgi.actor import ActorStream
 from sgi.atari import STACK, AtariVec, num_actions
 from sgi.evaluation import episodes
 from sgi.nets import SGINet
-from sgi.resets import reset
+from sgi.resets import GROUP, reset
 from sgi.targets import spr_part
 from sgi.transfer import FIRST_LAYERS, transfer
 from training import optim
@@ -62,6 +62,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(f"agent.prefill is {agent.prefill}: take more than n_step and jumps, and at most the capacity")
     if agent.target_acts and not has_target(agent):
         raise UserError("agent.target_acts needs a target of its own: set agent.target_tau below 1")
+    if agent.resets.every and GROUP not in config.optim.groups:
+        raise UserError(f"agent.resets needs an optimiser group {GROUP!r} of what is kept: take the variant sr_spr or bbf")
     if config.init_from and config.net.head == "shared":
         raise UserError("net.head 'shared' has no pretrained form: take net.head='dueling' with init_from")
     if agent.cache_features and (agent.spr or not agent.freeze_encoder):

@@ -9,7 +9,7 @@ import numpy as np
 
 from training import config as configs
 from training import runtime
-from training.checkpoint import read_stream
+from training.checkpoint import Checkpoints, read_stream
 from training.errors import UserError
 
 Act = Callable[[int, np.ndarray], np.ndarray]  # (t, stacks uint8 [N, 4, 84, 84]) -> actions int [N]
@@ -28,6 +28,7 @@ def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int 
     rules = ("noop_max", "sticky", "max_steps")
     found = {
         "workdir": str(workdir),
+        "step": newest(workdir),  # a run that has gone on has other data
         "member": member,
         "game": config.env.game,
         "steps": steps,
@@ -43,6 +44,13 @@ def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int 
     if steps is not None and steps > played.size:
         raise UserError(f"--steps {steps}: {workdir} has recorded {played.size}")
     return found | {"steps": played.size if steps is None else steps, "envs": played.shape[1], "seed": config.seed + member}
+
+
+def newest(workdir: str) -> int:
+    """The step of the newest checkpoint."""
+    if not (steps := Checkpoints(workdir).steps()):
+        raise UserError(f"no checkpoint in {workdir}; train there first")
+    return steps[-1]
 
 
 def recorded(workdir: str, member: int) -> np.ndarray:
@@ -66,9 +74,7 @@ def checkpoint(options: dict) -> Act:
 
     config = load_config(options["workdir"], options["member"])
     runtime.setup(**config.runtime)
-    act = load_agent(
-        config, options["workdir"], step=None, member=options["member"], seed=options["seed"], epsilon=options["epsilon"]
-    )
+    act = load_agent(config, options["workdir"], **{name: options[name] for name in ("step", "member", "seed", "epsilon")})
     return lambda t, stack: act(stack, t)
 
 

@@ -26,6 +26,7 @@ NATURE_CHANNELS = (32, 64, 64)
 IMPALA_CHANNELS, IMPALA_BLOCKS = (16, 32, 32), 2
 RESNETS = {"M": ((32, 64, 64), 3, 2), "L": ((48, 96, 96), 5, 4)}  # group channels, blocks per group, expansion
 ENCODERS = ("S", "S-bn", "S-same", "impala", *RESNETS)
+DOPAMINE = ("S-same", "impala")  # no BatchNorm, Xavier's uniform
 HEADS = ("dueling", "shared")
 
 
@@ -289,7 +290,7 @@ class SGINet(nn.Module):
     def setup(self):
         if self.head not in HEADS:
             raise UserError(f"head is {self.head!r}: choose one of {', '.join(HEADS)}")
-        dopamine = self.encoder in ("S-same", "impala")
+        dopamine = self.encoder in DOPAMINE
         if self.encoder == "impala":
             self.trunk = Impala(scaled(IMPALA_CHANNELS, self.width), self.dtype, name="encoder")
         elif self.encoder in RESNETS:

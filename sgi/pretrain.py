@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 from sgi import losses
 from sgi.atari import STACK, num_actions
 from sgi.augment import augment
-from sgi.nets import SGINet, flatten
+from sgi.nets import DOPAMINE, SGINet, flatten
 from sgi.source import open_data
 from sgi.targets import SUPPORT, frozen_statistics, mean_cosine, project, q_part, spr_part
 from sgi.trajectories import Windows, stacks
 from training import optim
 from training.data import DatasetStream
+from training.errors import UserError
 from training.method import Method, Stream, TrainState
 from training.rng import key_for
 from training.sharding import check_batch
@@ -42,6 +43,8 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
 
 def build_net(config: ConfigDict) -> SGINet:
     """The network of a pretraining config, for the actions of its game."""
+    if config.net.encoder in DOPAMINE:
+        raise UserError(f"net.encoder {config.net.encoder!r} is for fine-tuning from scratch: take S, S-bn, M or L to pretrain")
     return SGINet(
         num_actions(config.data.game, full=config.data.full_action_space),
         goal=bool(config.loss.goal),

@@ -38,6 +38,7 @@ def open_data(data: ConfigDict) -> Store:
 def _default(data: ConfigDict) -> Path:
     shared = os.environ.get("QUINTET_DATA")
     if shared and (Path(shared) / "dqn" / display_name(data.game)).is_dir():
+        log.warning("no data directory given: using $QUINTET_DATA/dqn")
         return Path(shared) / "dqn"
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / data.policy
     home /= f"{data.collect}-steps" + "-full" * data.full_action_space

@@ -102,6 +102,7 @@ def get_config(variant: str = "none") -> ConfigDict:
 def spr(c: ConfigDict) -> None:
     """The agent of SPR: SGI's fine-tuning of a Nature CNN."""
     c.net.update({"encoder": "S", "hidden": 256})
+    c.agent.spr_tau = 1.0  # no average where images are augmented
     c.optim.clip = 10.0
 
 

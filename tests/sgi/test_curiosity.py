@@ -9,6 +9,7 @@ from configs.sgi.curiosity import get_config
 from sgi import curiosity
 from sgi.atari import AtariVec, num_actions
 from sgi.rollouts import Rollout, stacks
+from sgi.transfer import load_pretrained
 from training import population
 from training.checkpoint import read_arrays, read_stream
 from training.errors import UserError
@@ -128,6 +129,12 @@ def test_actions_are_recorded_across_a_restart(tmp_path):
     assert a.shape == (6 * config.agent.horizon, config.batch)
     np.testing.assert_array_equal(a, b)
     assert read_arrays(str(tmp_path / "a"))["extra"]["pixels"]["std"] > 1, "random play was looked at"
+
+
+def test_play_is_no_pretrained_encoder(tmp_path):
+    train(get_config("tiny"), tmp_path, stop_after=1)
+    with pytest.raises(UserError, match=r"is no run of sgi\.pretrain or sgi\.finetune"):
+        load_pretrained(str(tmp_path))
 
 
 def test_games_must_split_into_minibatches():

@@ -137,6 +137,7 @@ def test_mistakes_have_one_line():
         ("spr", {"agent__target_acts": True}, "needs a target of its own"),
         ("bbf", {"init_from": "somewhere"}, "net.head 'shared' has no pretrained form"),
         ("bbf", {"net__head": "triple"}, "head is 'triple'"),
+        ("none", {"agent__resets__every": 5000}, "needs an optimiser group 'kept'"),
     ):
         with pytest.raises(UserError, match=says):
             config = load(variant, **overrides)

@@ -48,6 +48,7 @@ def test_statistics_of_made_runs(runs, capsys):
     assert {name: value[0] for name, value in found["sgi"].items()} == pytest.approx(wanted)
     low, high = found["sgi"]["mean"][1:]
     assert 0.65 < low < 0.8125 < high < 0.97  # the sd of the mean is .28 / 2 / 2
+    assert study.aggregates(values, draws=50) == study.aggregates(values, draws=50), "the same draws each time"
     found = study.improvement(values, draws=50)
     assert found["scratch", "sgi"][0] == pytest.approx((0 + 0.25) / 2)  # freeway: half the runs tie, which counts half
 
