@@ -15,3 +15,5 @@ runtime.setup(ynn=False, keep_memory=False)  # many programs in one process
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+# One program at a time: with a thread a device, two that overlap can hold all threads and wait for each other's collectives.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
