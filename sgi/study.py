@@ -215,6 +215,7 @@ def write(runs: Path, out: Path, metric: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, found in tables.items():
         (out / f"{name}.table.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    (out / "histories.json").write_text(json.dumps(histories, indent=1))  # arm -> game -> seed -> step -> value
     profile(values, out / "profile.png")
     curves(histories, out / "curves.png")
     print(f"{sum(x.size for x in values.values())} runs of {len(arms)} arms: tables, profile and curves in {out}")

@@ -61,6 +61,7 @@ def test_tables_and_profile_are_written(runs, tmp_path):
     assert rows["sgi"][-3:] == [0, 2, "ours"] and rows["SPR"][2] == 0.396
     assert tables["2-games.table.json"]["rows"][0] == ["Boxing", "0.1 ± 0.0", "7.6 ± 3.9", "35.7 ± 14.2"]
     assert all((tmp_path / "out" / f"{name}.png").stat().st_size > 5000 for name in ("profile", "curves"))
+    assert json.loads((tmp_path / "out" / "histories.json").read_text())["sgi"]["Freeway"]["3"] == {"1": -99.0, "2": 29.6}
 
 
 def test_a_population_counts_as_its_members(tmp_path):
