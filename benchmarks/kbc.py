@@ -130,6 +130,15 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     return found
 
 
+def publish(result: dict, table: str, path: Path | None) -> None:
+    """Prints the table and the result as a line of JSON, which also goes to `path`."""
+    line = json.dumps(result)
+    print(table)
+    print(line)
+    if path:
+        files.write(path, [line])
+
+
 def ratios(found: dict[str, list[float]]) -> dict[str, float]:
     """Medians over the rounds of our rate by PyTorch's, whose L2 is dense."""
     if "torch" not in found:

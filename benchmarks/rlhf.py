@@ -14,7 +14,6 @@ the machine was. Without torch or transformers their side is skipped.
 import argparse
 import importlib.metadata
 import importlib.util
-import json
 import os
 import statistics
 import time
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.kbc import YARDSTICK, Run, measure, yardstick
+from benchmarks.kbc import YARDSTICK, Run, measure, publish, yardstick
 from kbc_jax import files
 from launch.cli import guarded
 from rlhf_jax import sampling, transformer
@@ -195,11 +194,7 @@ def main(argv: list[str]) -> None:
         "updates": args.updates, "median": {name: statistics.median(x) for name, x in found.items()}, "ratio": ratios(found),
         "all": found, "torch": _versions("torch", "transformers"), **runtime.describe(),
     }  # fmt: skip
-    line = json.dumps(result)
-    print(table(result))
-    print(line)
-    if args.json:
-        args.json.write_text(line + "\n")
+    publish(result, table(result), args.json)
 
 
 def _there(*packages: str) -> bool:

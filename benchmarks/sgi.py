@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.kbc import YARDSTICK, Run, measure, yardstick
+from benchmarks.kbc import YARDSTICK, Run, measure, publish, yardstick
 from configs.sgi import finetune as finetune_config
 from configs.sgi import pretrain as pretrain_config
 from kbc_jax import files
@@ -210,11 +210,7 @@ def main(argv: list[str]) -> None:
         "encoders": {encoder: median(rounds) for encoder, rounds in found.items()}, "games": median(played),
         "all": {**found, "games": played}, **runtime.describe(),
     }  # fmt: skip
-    line = json.dumps(result)
-    print(table(result))
-    print(line)
-    if args.json:
-        args.json.write_text(line + "\n")
+    publish(result, table(result), args.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from training import config as configs
-from training import runtime
+from training import population, runtime
 from training.checkpoint import Checkpoints, read_stream
 from training.errors import UserError
 
@@ -23,8 +23,7 @@ def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int 
     config = configs.load_saved(workdir)
     if config.method not in (("sgi.finetune", "sgi.curiosity") if policy == "learner" else ("sgi.finetune",)):
         raise UserError(f"{workdir} is a run of {config.method}: the policy {policy} cannot play it")
-    if not 0 <= member < config.population:
-        raise UserError(f"--member {member}: {workdir} has the members 0..{config.population - 1}")
+    config = population.member_config(config, member, workdir)
     rules = ("noop_max", "sticky", "max_steps")
     found = {
         "workdir": str(workdir),
@@ -43,7 +42,7 @@ def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int 
     played = recorded(workdir, member)
     if steps is not None and steps > played.size:
         raise UserError(f"--steps {steps}: {workdir} has recorded {played.size}")
-    return found | {"steps": played.size if steps is None else steps, "envs": played.shape[1], "seed": config.seed + member}
+    return found | {"steps": played.size if steps is None else steps, "envs": played.shape[1], "seed": config.seed}
 
 
 def newest(workdir: str) -> int:

@@ -123,13 +123,11 @@ def load_pygame() -> ModuleType:
 
 
 def load_config(workdir: str, member: int) -> ConfigDict:
-    """The config of one member of a fine-tuning run; 0 is the only one of a run of one seed."""
+    """The config of one member of a fine-tuning run."""
     config = configs.load_saved(workdir)
     if config.method != "sgi.finetune":
         raise UserError(f"{workdir} is a run of {config.method}: only a run of sgi.finetune has an agent that plays")
-    if not 0 <= member < config.population:
-        raise UserError(f"--member {member}: {workdir} has the members 0..{config.population - 1}")
-    return population.with_seed(config, config.seed + member)
+    return population.member_config(config, member, workdir)
 
 
 def load_agent(

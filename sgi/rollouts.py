@@ -98,5 +98,5 @@ def stacks(frames: jax.Array, start: jax.Array) -> jax.Array:
         newest = STACK - 1 - age
         images.append(jnp.where(hidden[..., None, None], 0, frames[:, newest : newest + steps]))
         began = jnp.pad(start[:, : steps - age], ((0, 0), (age, 0)))  # observation k - age was a first one
-        hidden = hidden | began.at[:, :age].set(False)
+        hidden = hidden | began
     return jnp.stack(images[::-1], -1)

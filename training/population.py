@@ -49,6 +49,13 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return copy
 
 
+def member_config(config: ConfigDict, i: int, workdir: str) -> ConfigDict:
+    """The config of member i of the run in `workdir`; 0 is the only one of a run of one seed. Raises UserError for others."""
+    if not 0 <= i < config.population:
+        raise UserError(f"--member {i}: {workdir} has the members 0..{config.population - 1}")
+    return with_seed(config, config.seed + i)
+
+
 def member(tree: Any, i: int | jax.Array) -> Any:
     """Member i of a population's pytree."""
     return jax.tree.map(lambda x: x[i], tree)

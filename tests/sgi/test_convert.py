@@ -14,6 +14,7 @@ from sgi import convert, finetune, golden, weights
 from sgi.nets import SGINet
 from sgi.transfer import transfer
 from tests.sgi.random_weights import random_variables
+from tests.sgi.variants import load
 from training import config as configs
 from training.errors import UserError
 from training.sharding import make_mesh
@@ -225,15 +226,6 @@ def test_unknown_encoder():
     weights["conv.layers.0.3.conv.0.weight"] = weights["conv.layers.0.2.conv.0.weight"]
     with pytest.raises(UserError, match="4 blocks a group and expansion 2"):
         convert.from_reference(weights)
-
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(spec, **overrides):
-    path, variant = spec.split(":")
-    text = {k.replace("__", "."): str(v) for k, v in {"mesh__data": 1, **overrides}.items()}
-    return configs.load(f"{ROOT}/configs/sgi/{path}.py:{variant}", text)
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,43 @@ def test_the_forward_model_teaches_no_features_and_policy_no_model():
     assert any(np.any(g) for g in jax.tree.leaves(grads["features"])), "the inverse model teaches the features"
 
 
+def test_the_loss_by_hand():
+    """Ratios on both sides of the clip, advantages of both signs; the inverse model sees before, then after."""
+    net, params = small_net()
+    rng = np.random.default_rng(3)
+    n, T = 2, 4
+    frames = rng.integers(0, 255, (n, 4 + T, 84, 84), np.uint8)
+    start, action = np.zeros((n, T + 1), bool), rng.integers(4, size=(n, T))
+    pixels = {"mean": jnp.zeros((84, 84, 4)), "std": jnp.float32(255)}
+    images = np.asarray(curiosity.normalise(stacks(jnp.asarray(frames), jnp.asarray(start)), pixels))
+    logits, value = net.apply({"params": params}, images[:, :-1].reshape(-1, 84, 84, 4), method="act")
+    logits, value = np.asarray(logits, np.float64), np.asarray(value, np.float64)
+    log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    rows, a = np.arange(n * T), action.ravel()
+    ratio = np.array([0.5, 0.5, 2.0, 2.0, 1.02, 0.98, 1.2, 0.8])
+    advantage, returns = np.array([1.0, -1.0, 2.0, -2.0, 1.0, -1.0, -0.5, 0.5]), rng.normal(size=n * T)
+    batch = Rollout(
+        frames=jnp.asarray(frames), start=jnp.asarray(start), action=jnp.asarray(action, jnp.int32),
+        log_prob=jnp.asarray((log_softmax[rows, a] - np.log(ratio)).reshape(n, T), jnp.float32),
+        value=jnp.zeros((n, T + 1)), reward=jnp.zeros((n, T)),
+    )  # fmt: skip
+    data = {"rollout": batch, "advantage": jnp.asarray(advantage.reshape(n, T)), "returns": jnp.asarray(returns.reshape(n, T))}
+    _, found = curiosity.loss_fn(params, data, net=net, agent=get_config("tiny").agent, pixels=pixels)
+    clipped = np.minimum(advantage * ratio, advantage * np.clip(ratio, 0.9, 1.1))
+    y = np.asarray(net.apply({"params": params}, images.reshape(-1, 84, 84, 4), method="embed")).reshape(n, T + 1, -1)
+    before, after = y[:, :-1].reshape(n * T, -1), y[:, 1:].reshape(n * T, -1)
+    guess = np.asarray(net.apply({"params": params}, before, after, method="inverse_logits"), np.float64)
+    expected = {
+        "policy": -clipped.mean(),
+        "value": ((value - returns) ** 2).mean() / 2,
+        "entropy": -(np.exp(log_softmax) * log_softmax).sum(1).mean(),
+        "inverse": -(guess - np.log(np.exp(guess).sum(1, keepdims=True)))[rows, a].mean(),
+        "clipped": 6 / 8,
+    }
+    for name, number in expected.items():
+        np.testing.assert_allclose(found[name], number, rtol=2e-4, atol=1e-5, err_msg=name)
+
+
 def test_rewards_are_the_errors_before_learning_in_the_order_of_the_games():
     config = get_config("tiny").copy_and_resolve_references()
     with config.unlocked():

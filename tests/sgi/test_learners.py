@@ -3,31 +3,22 @@
 import numpy as np
 import pytest
 
-from configs.sgi import curiosity, finetune
 from sgi import learners
 from sgi.collect import collect
 from sgi.dqn_replay import open_store
 from sgi.recorder import Recorder
 from sgi.source import open_data
+from tests.sgi.variants import load
 from training.checkpoint import read_arrays
-from training.config import set_value
 from training.errors import UserError
 from training.testing import train
-
-
-def changed(config, **values):
-    config = config.copy_and_resolve_references()
-    values = {"mesh__data": 1, **values}
-    for key, value in values.items():
-        set_value(config, key.replace("__", "."), str(value))
-    return config.lock()
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     """The workdir of a tiny agent that was stopped and resumed in between."""
     workdir = tmp_path_factory.mktemp("tuned")
-    config = changed(finetune.get_config("tiny"), env__game="Breakout", agent__prefill=200, env__sticky=0.25)
+    config = load("finetune:tiny", env__game="Breakout", agent__prefill=200, env__sticky=0.25)
     train(config, workdir, stop_after=3)
     train(config, workdir)
     return workdir
@@ -47,7 +38,7 @@ def test_a_learners_data_are_what_its_replay_holds(tuned, tmp_path):
 
 
 def test_a_curious_learners_lanes_follow_each_other(tmp_path):
-    config = changed(curiosity.get_config("tiny"), steps=2, batch=2)
+    config = load("curiosity:tiny", steps=2, batch=2)
     train(config, tmp_path / "run")
     collect(None, 20, tmp_path / "data", policy="learner", workdir=str(tmp_path / "run"))
     store, played = open_store(tmp_path / "data", "Pong"), learners.recorded(str(tmp_path / "run"), 0)
@@ -57,8 +48,8 @@ def test_a_curious_learners_lanes_follow_each_other(tmp_path):
 
 
 def test_a_member_of_a_population_has_its_own_data(tmp_path):
-    train(changed(finetune.get_config("tiny"), population=2, seed=5), tmp_path / "both")
-    train(changed(finetune.get_config("tiny"), seed=6), tmp_path / "one")
+    train(load("finetune:tiny", population=2, seed=5), tmp_path / "both")
+    train(load("finetune:tiny", seed=6), tmp_path / "one")
     for name, workdir, member in (("a", "both", 1), ("b", "one", 0), ("c", "both", 0)):
         collect(None, 40, tmp_path / name, policy="learner", workdir=str(tmp_path / workdir), member=member)
     a, b, c = (open_store(tmp_path / name, "Pong") for name in "abc")
@@ -83,9 +74,7 @@ def test_a_run_without_a_record_is_not_resumed():
 def test_pretraining_reads_several_learners_as_checkpoints_of_runs(tuned, tmp_path):
     for run in (1, 2):
         collect(None, 50 * run, tmp_path, policy="learner", workdir=str(tuned), run=run)
-    from configs.sgi.pretrain import get_config
-
-    data = changed(get_config("tiny"), data__dir=tmp_path, data__game="Breakout", data__shards="1/0,2/0").data
+    data = load("pretrain:tiny", data__dir=tmp_path, data__game="Breakout", data__shards="1/0,2/0").data
     assert open_data(data).num_frames == 150
 
 

@@ -1,7 +1,5 @@
 """What pretraining and fine-tuning do around their losses: targets, learning rates, transfer, populations, episodes' ends."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +7,11 @@ import pytest
 
 from sgi import finetune, pretrain
 from sgi.transfer import transfer
-from training import config as configs
+from tests.sgi.variants import load
 from training import optim, population
 from training.errors import UserError
 from training.sharding import make_mesh
 from training.testing import train
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(spec, **overrides):
-    path, variant = spec.split(":")
-    text = {k.replace("__", "."): str(v) for k, v in {"mesh__data": 1, **overrides}.items()}
-    return configs.load(f"{ROOT}/configs/sgi/{path}.py:{variant}", text)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,14 @@ def test_a_reset_shrinks_the_encoder_and_renews_the_rest():
     )
     old = jax.jit(lambda: method.init(jnp.uint32(0), spec))()
     old = old.replace(opt_state=jax.tree.map(lambda x: x + 1, old.opt_state), extra={**old.extra, "since_reset": jnp.int32(7)})
-    threes = lambda key: jax.tree.map(lambda x: jnp.full_like(x, 3.0), old.params)  # noqa: E731
+    doubled = jax.tree.map(lambda x: 2 * x + 1, old.extra["q_target"])  # another network than the one that learns
+    old = old.replace(extra={**old.extra, "q_target": doubled})
+    drawn = []
+
+    def threes(key):
+        drawn.append(jax.random.key_data(key).tolist())
+        return jax.tree.map(lambda x: jnp.full_like(x, 3.0), old.params)
+
     tx = finetune.optim.build(**config.optim)
     new = resets.renewed(old, config.agent.resets, threes, tx)
     for path, x in jax.tree_util.tree_leaves_with_path(new.params):
@@ -129,6 +136,10 @@ def test_a_reset_shrinks_the_encoder_and_renews_the_rest():
     for path, x in jax.tree_util.tree_leaves_with_path(new.opt_state):
         assert (np.asarray(x) == (1 if "kept/" in path_name(path) else 0)).all(), path_name(path)
     assert int(new.extra["since_reset"]) == 0
+    for name, before in old.extra["q_target"].items():
+        for x, y in zip(jax.tree.leaves(new.extra["q_target"][name]), jax.tree.leaves(before), strict=True):
+            np.testing.assert_allclose(x, 0.5 * y + 1.5 if name in resets.KEPT else np.full_like(x, 3.0), rtol=1e-6)
+    assert len(drawn) == 2 and drawn[0] != drawn[1], "random weights of its own"
     jax.tree.map(np.testing.assert_array_equal, new.extra["spr_target"]["params"]["encoder"], new.extra["q_target"]["encoder"])
 
 
