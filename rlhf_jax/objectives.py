@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import advantages, losses
 from rlhf_jax.masks import ResponseMasks, masked_mean, masked_sum, masked_whiten
+from training.advantages import gae
 
 
 class Scored(NamedTuple):
@@ -45,7 +46,7 @@ def ppo_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
     if rl.whiten_rewards:
         rewards = masked_whiten(rewards, s.masks.mask_p1, shift_mean=False)
     values = jnp.where(s.masks.mask_p1, s.values, 0)
-    found, returns = advantages.gae(rewards, values, rl.gamma, rl.lam)
+    found, returns = gae(rewards, values, rl.gamma, rl.lam)
     found = masked_whiten(found, s.masks.mask) if rl.whiten == "rollout" else found
     return {"advantage": found, "return": returns, "value": values, "mask_p1": s.masks.mask_p1}
 

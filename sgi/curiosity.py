@@ -20,12 +20,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from rlhf_jax.advantages import gae
 from sgi.atari import SIZE, STACK, AtariVec, num_actions
 from sgi.layers import Conv, Dense
 from sgi.nets import flatten, scaled
 from sgi.rollouts import Rollout, RolloutStream, stacks
 from training import optim
+from training.advantages import gae
 from training.errors import UserError
 from training.method import Method, Stream, TrainState
 from training.rng import key_for
@@ -61,7 +61,7 @@ class Actor(nn.Module):
         y = Features(self.hidden, self.width, name="features")(x)
         for i in range(2):
             y = nn.relu(Dense(self.hidden, xavier=True, name=f"linear_{i}")(y))
-        return Dense(self.num_actions, std=0.01, name="policy")(y), Dense(1, xavier=True, name="value")(y)[:, 0]
+        return Dense(self.num_actions, 0.01, xavier=True, name="policy")(y), Dense(1, xavier=True, name="value")(y)[:, 0]
 
 
 class Inverse(nn.Module):
