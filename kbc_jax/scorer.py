@@ -66,10 +66,10 @@ def load(workdir: str | Path, split: str = "") -> Trained:
         raise UserError(f"{workdir} is a run of {config.method}, not of {complete.__name__}")
     split = split or config.data.splits[0]
     knowledge = open_knowledge(config.data)
-    arrays = read_arrays(str(workdir))
-    if split not in arrays["extra"]["best"]:
-        raise UserError(f"{workdir} was selected on {', '.join(arrays['extra']['best'])}, not on {split!r}")
-    best = arrays["extra"]["best"][split]
+    selected = read_arrays(str(workdir), only=("extra/best",))["extra"]["best"]
+    if split not in selected:
+        raise UserError(f"{workdir} was selected on {', '.join(selected)}, not on {split!r}")
+    best = selected[split]
     if config.population == 1:
         best = jax.tree.map(lambda x: np.asarray(x)[None], best)
     if (table := best["params"]["words"]).shape[1] != len(knowledge.lexicon.words):

@@ -89,7 +89,7 @@ def load(source: str, cfg: TransformerConfig, parts: tuple[str, ...], *, head: b
 
 
 def _of_run(workdir: str, cfg: TransformerConfig, parts: tuple[str, ...]) -> dict:
-    arrays, config = read_arrays(workdir)["params"], load_saved(workdir)
+    arrays, config = read_arrays(workdir, only=("params",))["params"], load_saved(workdir)
     name = next((part for part in parts if part in arrays), None)
     if name is None:
         raise UserError(f"init_from {workdir}: a run without {' or '.join(parts)}; it has {', '.join(arrays)}")

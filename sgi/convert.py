@@ -226,7 +226,7 @@ def export(workdir: str, step: int | None = None) -> tuple[SGINet, dict[str, np.
       UserError: no run of `sgi.pretrain` or `sgi.finetune`, no checkpoint, or a network that the reference does not have.
     """
     net = _net_of_run(workdir)
-    arrays = read_arrays(workdir, step)
+    arrays = read_arrays(workdir, step, ("params", "extra/stats", "extra/spr_target"))
     variables = {"params": arrays["params"], "batch_stats": arrays["extra"]["stats"]}
     return net, with_redundant(to_reference(net, variables, arrays["extra"]["spr_target"]))
 

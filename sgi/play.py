@@ -134,9 +134,8 @@ def load_agent(
     config: ConfigDict, workdir: str, *, step: int | None, member: int, seed: int, epsilon: float
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     """The evaluated policy of a checkpoint, for `evaluation.play`."""
-    arrays = read_arrays(workdir, step)
-    kept = {"stats": {}, **{name: arrays["extra"][name] for name in ("stats", "q_target") if name in arrays["extra"]}}
-    weights = {"params": arrays["params"], "extra": kept}
+    arrays = read_arrays(workdir, step, ("step", "params", "extra/stats", "extra/q_target"))
+    weights = {"params": arrays["params"], "extra": {"stats": {}, **arrays.get("extra", {})}}
     at = arrays["step"]
     if config.population > 1:
         weights, at = population.member((weights, at), member)

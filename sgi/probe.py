@@ -145,7 +145,7 @@ def main(argv: list[str]) -> None:
         config = configs.load_saved(run)
         runtime.setup(**config.runtime)
         train, test = (open_play(root, game) for root in (args.train, args.test))
-        arrays = read_arrays(run)
+        arrays = read_arrays(run, only=("params", "extra/stats"))
         variables = {"params": arrays["params"], "batch_stats": arrays["extra"]["stats"]}
         results[run] = probe(build_net(config), variables, train, test, game, samples=args.samples)
         print(run, json.dumps({k: round(v, 4) for k, v in results[run].items()}), flush=True)

@@ -23,8 +23,8 @@ def load_pretrained(source: str) -> tuple[dict, dict, dict]:
 
         _, variables, target = from_reference(weights.read(source))
         return variables["params"], variables["batch_stats"], target
-    arrays = read_arrays(source)
-    if "spr_target" not in arrays["extra"]:
+    arrays = read_arrays(source, only=("params", "extra/stats", "extra/spr_target"))
+    if "spr_target" not in arrays.get("extra", {}):
         raise UserError(f"init_from {source!r} is no run of sgi.pretrain or sgi.finetune")
     return arrays["params"], arrays["extra"]["stats"], arrays["extra"]["spr_target"]
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from training import runtime
@@ -237,8 +239,11 @@ def _decode(value: Any) -> Any:
     return [_decode(v) for v in value] if isinstance(value, list) else value
 
 
-def read_arrays(workdir: str, step: int | None = None) -> dict:
+def read_arrays(workdir: str, step: int | None = None, only: Sequence[str] = ()) -> dict:
     """The newest good checkpoint's arrays (or those of `step`) as nested dicts of numpy: no network or mesh is needed.
+
+    Args:
+      only: the branches to read, as 'params' or 'extra/stats'; none: all. One that is not there is left out.
 
     Raises:
       UserError: no checkpoint there, or every one is damaged.
@@ -251,8 +256,12 @@ def read_arrays(workdir: str, step: int | None = None) -> dict:
         if checkpoints._problem(candidate) is None:
             with contextlib.suppress(OSError, ValueError, KeyError), contextlib.closing(ocp.PyTreeCheckpointer()) as reader:
                 tree = reader.metadata(path).item_metadata.tree
+                if only:
+                    flat = traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/")
+                    wanted = {n: x for n, x in flat.items() if any(f"{n}/".startswith(f"{branch}/") for branch in only)}
+                    tree = traverse_util.unflatten_dict(wanted, sep="/")
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                return reader.restore(path, restore_args=as_numpy)
+                return reader.restore(path, ocp.args.PyTreeRestore(tree, as_numpy, partial_restore=True))
     if step is not None:
         raise UserError(
             f"checkpoint {step} in {checkpoints.directory} is damaged; leave out the step to take the newest good one"

@@ -100,7 +100,7 @@ def read_pretrained(workdir: str, shapes: dict, corpus: Corpus) -> dict:
     Raises:
       UserError: no run there, another corpus, other sizes.
     """
-    arrays = read_arrays(workdir)
+    arrays = read_arrays(workdir, only=("params", "extra/corpus"))
     if set(MODELS) - set(arrays["params"]) or "corpus" not in (arrays.get("extra") or {}):
         raise UserError(f"init_from {workdir} is no run of rlhf_jax.translation.pretrain; give one")
     if int(arrays["extra"]["corpus"]) != corpus.fingerprint:

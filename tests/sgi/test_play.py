@@ -142,7 +142,7 @@ def test_step_and_member_choose_the_weights(run, tmp_path, monkeypatch, capsys):
     )
     assert (one.step, two.step) == (1, 2)
     arrays = {"params": {"w": np.arange(2)}, "step": np.array([5, 5]), "extra": {}}
-    monkeypatch.setattr(play, "read_arrays", lambda workdir, step: arrays)
+    monkeypatch.setattr(play, "read_arrays", lambda workdir, step, only: arrays)
     (tmp_path / "config.json").write_text(load(population=2, seed=7).to_json_best_effort())
     play.main([str(tmp_path), "--member", "1"])
     assert states[-1].params["w"] == 1 and states[-1].seed == 8 and states[-1].step == 5

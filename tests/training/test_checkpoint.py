@@ -136,6 +136,16 @@ def test_nothing_there(tmp_path):
         read_arrays(str(tmp_path))
 
 
+def test_branches_without_the_rest(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    extra = {"stats": jnp.zeros(3), "stats_too": jnp.zeros(1)}
+    tree = {"params": {"w": jnp.ones(2), "none": {}}, "extra": extra, "n": [jnp.ones(1)]}
+    checkpoints.save(1, tree, {}, {})
+    checkpoints.close()
+    found = read_arrays(str(tmp_path), only=("params", "extra/stats", "nowhere"))
+    np.testing.assert_equal(found, {"params": {"w": np.ones(2), "none": {}}, "extra": {"stats": np.zeros(3)}})
+
+
 def test_arrays_without_a_target(saved):
     flip(largest_file(saved / "checkpoints" / "3" / "state"))
     arrays = read_arrays(str(saved))
