@@ -78,7 +78,7 @@ class ActorStream:
             stack = place_replicated(np.moveaxis(self._stack, 1, -1), self._mesh)
             chosen, stored = self._policy(self.reads(state), stack)
             action = np.asarray(chosen.addressable_data(0)) if forced is None else np.array([forced], np.int32)
-        self.recorder.add(action)
+        self.recorder.add(self._stack, action)
         self._stack, reward, terminated, truncated, _ = self._env.step(action)
         done = terminated | truncated
         rest = place_replicated((action, np.sign(reward).astype(np.float32), done, np.array([self._start])), self._mesh)

@@ -4,9 +4,11 @@ A run's experience is its actions (`sgi.recorder`), which its checkpoints hold: 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from sgi.recorder import checksum, complete
 from training import config as configs
 from training import population, runtime
 from training.checkpoint import Checkpoints, read_stream
@@ -26,7 +28,7 @@ def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int 
     config = population.member_config(config, member, workdir)
     rules = ("noop_max", "sticky", "max_steps")
     found = {
-        "workdir": str(workdir),
+        "workdir": str(Path(workdir).resolve()),
         "step": newest(workdir),  # a run that has gone on has other data
         "member": member,
         "game": config.env.game,
@@ -39,10 +41,10 @@ def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int 
             raise UserError(f"--epsilon {epsilon}: take a value from 0 to 1")
         found["env"]["life_loss"] = True  # the agent's stacks are black before a lost life
         return found | {"epsilon": epsilon}
-    played = recorded(workdir, member)
-    if steps is not None and steps > played.size:
-        raise UserError(f"--steps {steps}: {workdir} has recorded {played.size}")
-    return found | {"steps": played.size if steps is None else steps, "envs": played.shape[1], "seed": config.seed}
+    rows, lanes, _ = recorded(workdir, member).shape
+    if steps is not None and steps > rows * lanes:
+        raise UserError(f"--steps {steps}: {workdir} has recorded {rows * lanes}")
+    return found | {"steps": rows * lanes if steps is None else steps, "envs": lanes, "seed": config.seed}
 
 
 def newest(workdir: str) -> int:
@@ -53,18 +55,21 @@ def newest(workdir: str) -> int:
 
 
 def recorded(workdir: str, member: int) -> np.ndarray:
-    """Actions uint8 [T, N] of all games of a run up to its newest checkpoint."""
+    """What `Recorder` kept of all games of a run up to its newest checkpoint: uint8 [T, N, 2]."""
     saved = read_stream(workdir)
-    saved = saved["members"][member] if "members" in saved else saved
-    if "played" not in saved or not len(saved["played"]):
-        raise UserError(f"{workdir} has recorded no play: it was made by an older version, or has no checkpoint yet")
-    return saved["played"]
+    return complete((saved["members"][member] if "members" in saved else saved).get("played"))
 
 
 def learner(options: dict) -> Act:
-    """The run's own actions."""
+    """The run's own actions. Raises UserError where the games take another course than the run's."""
     played = recorded(options["workdir"], options["member"])
-    return lambda t, _: played[t]
+
+    def act(t: int, stack: np.ndarray) -> np.ndarray:
+        if (checksum(stack) != played[t, :, 1]).any():
+            raise UserError(f"{options['workdir']} saw other frames than these at its step {t}: replay it with its own ale-py")
+        return played[t, :, 0]
+
+    return act
 
 
 def checkpoint(options: dict) -> Act:

@@ -1,8 +1,11 @@
 """What a learner plays, kept as its actions alone.
 
 A game is a function of its seed and its actions (`AtariVec`). So a run's whole experience, with frames, rewards and memory, is
-its list of actions: a byte a step, saved with the stream's position. `python -m sgi.collect --policy learner` plays it again.
+its list of actions, saved with the stream's position. `python -m sgi.collect --policy learner` plays it again. A second byte a
+step tells whether the emulator then shows what it showed to the learner: another version of it may not.
 """
+
+import zlib
 
 import numpy as np
 
@@ -15,16 +18,25 @@ class Recorder:
     def __init__(self, lanes: int):
         self._lanes, self._bytes = lanes, bytearray()
 
-    def add(self, action: np.ndarray) -> None:
-        """int [N]."""
-        self._bytes += np.asarray(action, np.uint8).tobytes()
+    def add(self, stack: np.ndarray, action: np.ndarray) -> None:
+        """What was on the screen, uint8 [N, 4, 84, 84], and the actions taken there, int [N]."""
+        self._bytes += np.stack([np.asarray(action, np.uint8), checksum(stack)], -1).tobytes()
 
     def get_state(self) -> np.ndarray:
-        """uint8 [T, N]: all actions so far."""
-        return np.frombuffer(bytes(self._bytes), np.uint8).reshape(-1, self._lanes)
+        """uint8 [T, N, 2]: all actions so far, and the checksums of the frames in which they were taken."""
+        return np.frombuffer(bytes(self._bytes), np.uint8).reshape(-1, self._lanes, 2)
 
     def set_state(self, saved: np.ndarray | None) -> None:
-        """None: a checkpoint of before actions were recorded."""
-        if saved is None:
-            raise UserError("this run was saved by an older version, which recorded no actions: start it in a new workdir")
-        self._bytes = bytearray(np.asarray(saved, np.uint8).tobytes())
+        self._bytes = bytearray(complete(saved).tobytes())
+
+
+def complete(saved: np.ndarray | None) -> np.ndarray:
+    """`saved` itself. Raises UserError if it is not what `Recorder.get_state` returns."""
+    if saved is None or saved.ndim != 3:
+        raise UserError("this run was saved by an older version, which recorded less of its play: start it in a new workdir")
+    return saved
+
+
+def checksum(stack: np.ndarray) -> np.ndarray:
+    """A byte for the newest frame of each stack, uint8 [N, 4, 84, 84] -> uint8 [N]."""
+    return np.array([zlib.crc32(frames[-1]) & 0xFF for frames in stack], np.uint8)

@@ -70,7 +70,7 @@ class RolloutStream:
             host.start[:, t], host.value[:, t] = self._start, value
             if t == T:
                 break
-            self.recorder.add(action)
+            self.recorder.add(self._stack, action)
             self._stack, host.reward[:, t], over, cut, _ = self._env.step(action)
             self._start = over | cut
             host.action[:, t], host.log_prob[:, t], host.frames[:, STACK + t] = action, log_prob, self._stack[:, -1]
@@ -83,7 +83,7 @@ class RolloutStream:
     def set_state(self, saved: dict) -> None:
         self._stack = self._env.set_state(saved["env"])
         self._start = np.asarray(saved["start"])
-        self.recorder.set_state(saved["played"])
+        self.recorder.set_state(saved.get("played"))
 
 
 def stacks(frames: jax.Array, start: jax.Array) -> jax.Array:

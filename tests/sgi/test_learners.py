@@ -42,8 +42,8 @@ def test_a_curious_learners_lanes_follow_each_other(tmp_path):
     train(config, tmp_path / "run")
     collect(None, 20, tmp_path / "data", policy="learner", workdir=str(tmp_path / "run"))
     store, played = open_store(tmp_path / "data", "Pong"), learners.recorded(str(tmp_path / "run"), 0)
-    assert played.shape == (12, 2)
-    np.testing.assert_array_equal(store.actions, np.concatenate([played[:10, 0], played[:10, 1]]))
+    assert played.shape == (12, 2, 2)
+    np.testing.assert_array_equal(store.actions, np.concatenate([played[:10, 0, 0], played[:10, 1, 0]]))
     np.testing.assert_array_equal(np.flatnonzero(store.terminals), [9, 19])
 
 
@@ -66,9 +66,20 @@ def test_an_agents_games(tuned, tmp_path):
     assert len(set(c.actions.tolist())) == 4 > len(set(a.actions[:20].tolist())), "random, and an agent that has learned little"
 
 
-def test_a_run_without_a_record_is_not_resumed():
-    with pytest.raises(UserError, match="older version, which recorded no actions"):
-        Recorder(1).set_state(None)
+def test_a_run_without_a_whole_record_is_not_resumed():
+    for saved in (None, np.zeros((5, 1), np.uint8)):
+        with pytest.raises(UserError, match="older version, which recorded less of its play"):
+            Recorder(1).set_state(saved)
+
+
+def test_an_emulator_that_plays_otherwise_is_noticed(tuned, tmp_path, monkeypatch):
+    """Another version of ale-py, as another number of no-ops: the first frames differ."""
+    options = learners.settings("learner", str(tuned), 0, 0.0, None)
+    options["env"]["noop_max"] = 1
+    monkeypatch.setattr(learners, "settings", lambda *_: dict(options))
+    with pytest.raises(UserError, match=r"saw other frames than these at its step \d+: replay it with its own ale-py"):
+        collect(None, None, tmp_path, policy="learner", workdir=str(tuned))
+    assert not list(tmp_path.iterdir()), "nothing half-made is left"
 
 
 def test_pretraining_reads_several_learners_as_checkpoints_of_runs(tuned, tmp_path):
