@@ -19,8 +19,8 @@ def open_data(data: ConfigDict) -> Store:
     """The store that `config.data` asks for.
 
     dir     root of the DQN-Replay layout (a folder or gs://...) or of ArrayRecord files, 'tfds' or 'tfds:folder' for
-            tensorflow-datasets (see `sgi.formats`); '' means $QUINTET_DATA/dqn if the game is there, else `collect` steps of
-            `policy` ('random', or 'cells'; see `sgi.collect`), recorded once under ~/.cache/quintet
+            tensorflow-datasets (see `sgi.formats`); '' means $QUINTET_DATA/dqn if the game is there and `shards` names some of
+            it, else `collect` steps of `policy` ('random', or 'cells'; see `sgi.collect`), recorded once under ~/.cache/quintet
     game    'Boxing', 'boxing'
     shards  'all', or run/checkpoint pairs: '1/1,1/25,1/50'
     cache   folder of the decoded or converted frames; '' means ~/.cache/quintet/frames
@@ -37,8 +37,8 @@ def open_data(data: ConfigDict) -> Store:
 
 def _default(data: ConfigDict) -> Path:
     shared = os.environ.get("QUINTET_DATA")
-    if shared and (Path(shared) / "dqn" / display_name(data.game)).is_dir():
-        log.warning("no data directory given: using $QUINTET_DATA/dqn")
+    if shared and data.shards != "all" and (Path(shared) / "dqn" / display_name(data.game)).is_dir():
+        log.info("no data directory: using $QUINTET_DATA/dqn")
         return Path(shared) / "dqn"
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / data.policy
     home /= f"{data.collect}-steps" + "-full" * data.full_action_space

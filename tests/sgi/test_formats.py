@@ -18,6 +18,7 @@ from sgi import arrayrecord, dqn_replay, formats
 from sgi.formats import convert, main, open_play
 from sgi.source import open_data
 from sgi.trajectories import Windows
+from tests.sgi.variants import load
 from training.errors import UserError
 
 
@@ -131,6 +132,18 @@ def test_pretraining_reads_all_formats_alike(dqn, arrays, tmp_path):
     assert len(batches[0]["frames"]) > 10
     for key, array in batches[0].items():
         np.testing.assert_array_equal(array, batches[1][key])
+
+
+def test_agents_play_is_no_default_for_random_play(tmp_path, monkeypatch):
+    """Where no folder is given, $QUINTET_DATA/dqn serves configs that name parts of it."""
+    monkeypatch.setenv("QUINTET_DATA", str(tmp_path / "shared"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with dqn_replay.Writer(tmp_path / "shared" / "dqn", "pong", 1, 20, 3) as writer:
+        writer.append(**rows(12))
+    frames = {}
+    for spec, shards in (("random", "all"), ("mixed", "1/3")):
+        frames[spec] = open_data(load(f"pretrain:{spec}", data__shards=shards, data__collect=40, data__cache=tmp_path).data)
+    assert (frames["random"].num_frames, frames["mixed"].num_frames) == (40, 12)
 
 
 def test_chosen_shards_and_what_is_refused(dqn, arrays, tmp_path):
