@@ -140,9 +140,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         fan_in = x.shape[-1]
-        weights, biases = (
-            inits(self.xavier, fan_in) if self.std is None else (kernel_init(self.std, fan_in), uniform_init(fan_in))
-        )
+        weights, biases = inits(self.xavier, fan_in)
+        if self.std is not None:
+            weights = nn.initializers.normal(self.std)
         kernel = self.param("kernel", weights, (fan_in, self.features))
         bias = self.param("bias", biases, (self.features,))
         flat = x.reshape(-1, fan_in).astype(self.dtype)  # a product with more axes has a far slower backward pass on the CPU
@@ -249,23 +249,23 @@ class NoisyDense(nn.Module):
 
     W = kernel + kernel_sigma * (f(e_in) f(e_out)^T), b = bias + bias_sigma * f(e_out), f(e) = sign(e) sqrt(|e|), with
     e ~ N(0, I) drawn from `key`, once for the whole batch. key None uses the means. sigma starts at std/sqrt(I) for the
-    kernel and at std/sqrt(O) for the bias.
+    kernel; for the bias at std/sqrt(O), as in SGI's code, or with `by_inputs` at std/sqrt(I), as in the paper and Dopamine.
     """
 
     features: int
     std: float
     dtype: Any = jnp.float32
-    xavier: bool = False
+    by_inputs: bool = False
 
     @nn.compact
     def __call__(self, x, key=None):
         fan_in, features = x.shape[-1], self.features
         constant = nn.initializers.constant
-        weights, biases = inits(self.xavier, fan_in)
-        kernel = self.param("kernel", weights, (fan_in, features))
-        bias = self.param("bias", biases, (features,))
+        kernel = self.param("kernel", uniform_init(fan_in), (fan_in, features))
+        bias = self.param("bias", uniform_init(fan_in), (features,))
         kernel_sigma = self.param("kernel_sigma", constant(self.std * fan_in**-0.5), (fan_in, features))
-        bias_sigma = self.param("bias_sigma", constant(self.std * features**-0.5), (features,))
+        fan_bias = fan_in if self.by_inputs else features
+        bias_sigma = self.param("bias_sigma", constant(self.std * fan_bias**-0.5), (features,))
         if key is not None:
             e_in, e_out = (jax.random.normal(k, (n,)) for k, n in zip(jax.random.split(key), (fan_in, features), strict=True))
             f_in, f_out = (jnp.sign(e) * jnp.sqrt(jnp.abs(e)) for e in (e_in, e_out))

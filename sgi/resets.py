@@ -27,7 +27,8 @@ def reset(
     """`state` with new weights if a reset is due, else as it was.
 
     Encoder and transition model become shrink * old + perturb * random, everything else random; the Q target in the same way
-    with random weights of its own. The replay and its priorities stay.
+    with random weights of its own. The replay and its priorities stay, and so do running statistics of BatchNorm, which follow
+    within some tens of updates. In a population every member computes a reset at every step: `lax.cond` is a selection there.
 
     Args:
       random: key -> parameters.

@@ -32,6 +32,7 @@ LR = 1e-4
 def get_config(variant: str = "none") -> ConfigDict:
     c = base("sgi.finetune", batch=32)
     c.net = {"encoder": "M", "width": 1.0, "head": "dueling", "hidden": 512, "atoms": 51, "dtype": "float32"}
+    c.net.renormalise = True  # latents scaled to [0, 1]
     c.env = {
         "game": "Pong",
         "noop_max": 30,
@@ -108,14 +109,14 @@ def spr(c: ConfigDict) -> None:
 
 def dopamine(c: ConfigDict) -> None:
     """What DER and DrQ(eps) share: one update a step, a padded Nature CNN, one hidden layer."""
-    c.net.update({"encoder": "S-same", "head": "shared"})
+    c.net.update({"encoder": "S-same", "head": "shared", "renormalise": False})
     c.agent.update({"prefill": 1600, "updates": 1, "spr": 0.0, "jumps": 1, "beta": (0.5, 0.5)})
     c.steps = 98_401
 
 
 def der(c: ConfigDict) -> None:
     dopamine(c)
-    c.agent.update({"target_every": 2000, "epsilon": (1.0, 0.01), "epsilon_steps": 2000})
+    c.agent.update({"target_every": 2000, "noisy_std": 0.1, "epsilon": (1.0, 0.01), "epsilon_steps": 2000})
     c.augment.update({"shift": 0, "intensity": 0.0})
 
 

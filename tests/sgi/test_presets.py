@@ -38,12 +38,25 @@ def test_networks_have_the_published_sizes(variant, channels, hidden):
     assert params["reward_head"]["hidden_1"]["kernel"].shape == (11 * 11 * channels, hidden)
     assert params["predictor"]["kernel"].shape == (hidden, hidden)
     assert "norm" not in params["dynamics"]
+    assert ("kernel_sigma" in params["reward_head"]["hidden_1"]) == (variant == "der"), "noise costs memory"
     if variant == "bbf":  # 3 stages of a convolution and two blocks of two
         assert sum(x.ndim == 4 for x in jax.tree.leaves(params["encoder"])) == 15
 
 
+def test_dopamines_agents_start_as_there():
+    """No scaling of latents, noise of .1/sqrt(inputs) for weights and biases."""
+    net = SGINet(3, "S-same", 0.125, "shared", 8, 11, renormalise=False, noisy_std=0.1, goal=False, inverse=False)
+    params = init(net)
+    z = net.apply({"params": params}, jax.random.uniform(jax.random.key(1), (4, 84, 84, 4)), False, method="encode")
+    highest = np.asarray(z).max((1, 2, 3))
+    assert (z >= 0).all() and (highest > 0).all() and np.abs(highest - 1).min() > 0.01
+    for name, inputs in (("hidden_1", z[0].size), ("value_2", 8)):
+        for part in ("kernel_sigma", "bias_sigma"):
+            np.testing.assert_allclose(params["reward_head"][name][part], 0.1 * inputs**-0.5, rtol=1e-6)
+
+
 def test_one_atom_is_a_value_and_huber_its_loss():
-    net = SGINet(3, "S-same", 0.125, "shared", 8, 1, 0.0, goal=False, inverse=False)
+    net = SGINet(3, "S-same", 0.125, "shared", 8, 1, noisy_std=0.0, goal=False, inverse=False)
     x = jax.random.uniform(jax.random.key(1), (4, 84, 84, 4))
     params = init(net)
     z = net.apply({"params": params}, x, False, method="encode")
@@ -77,6 +90,53 @@ def test_a_shorter_horizon_of_the_same_program():
     for n in (1, 3, 6):
         same = jax.jit(replay.n_step, static_argnums=4)(buffer, slots, jnp.int32(n), 0.9, 6)
         np.testing.assert_allclose(same, replay.n_step(buffer, slots, n, 0.9, n), rtol=1e-5)
+
+
+SMALL = {"net__width": 0.125, "net__hidden": 16, "batch": 8, "agent__prefill": 40, "agent__capacity": 256, "agent__n_step": 3}
+OWN = {"spr": {"agent__jumps": 2}, "der": {"agent__target_every": 3}, "drq": {}}
+OWN["sr_spr"] = {"agent__jumps": 2, "agent__resets__every": 43, "agent__resets__until": 86}
+
+
+def played(rng, steps):
+    """Random play of `steps` steps."""
+    return replay.Transition(
+        rng.integers(0, 256, (steps, 84, 84), dtype=np.uint8), rng.integers(0, 3, steps).astype(np.int32),
+        rng.integers(-1, 2, steps).astype(np.float32), rng.random(steps) < 0.1, np.zeros(steps, bool),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", OWN)
+def test_updates_of_a_preset(variant):
+    """The prefill and four updates of its own step: what learns, and how the targets follow."""
+    config = load(variant, **SMALL, agent__updates=1, **OWN[variant])
+    rng, method = np.random.default_rng(0), finetune.make_method(config, make_mesh(1), finetune.build_net(config))
+    step, batches = jax.jit(method.step), [played(rng, n) for n in (40, 1, 1, 1, 1)]
+    states = [method.init(jnp.uint32(0), batches[1])]
+    for batch in batches:
+        state, metrics = step(states[-1], batch, ())
+        states.append(state)
+        assert all(np.isfinite(x) for x in metrics.values())
+    _, before, *after = states  # of the prefill, of updates 1 to 4
+    kernel = lambda params, part="encoder": np.asarray(jax.tree.leaves(params[part])[-1])  # noqa: E731
+    learns = {name for name in before.params if (kernel(before.params, name) != kernel(after[0].params, name)).any()}
+    assert learns == {"encoder", "reward_head", *(("dynamics", "predictor") if config.agent.spr else ())}
+    weights = [kernel(s.params) for s in after]
+    targets = [kernel(s.extra["q_target"]) for s in after] if "q_target" in after[0].extra else None
+    if variant in ("spr", "drq"):
+        assert targets is None, "a copy of the weights"
+    if variant == "spr":
+        np.testing.assert_array_equal(kernel(after[1].extra["spr_target"]["params"]), weights[0])
+    elif variant == "der":  # copied at the third update
+        for found, expected in zip(targets, [kernel(before.params)] * 2 + [weights[2]] * 2, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    elif variant == "sr_spr":
+        for i in (1, 3):
+            np.testing.assert_allclose(targets[i], 0.995 * targets[i - 1] + 0.005 * weights[i], atol=1e-7)
+        assert [int(s.extra["since_reset"]) for s in after] == [1, 2, 1, 2], "a reset before the third update"
+        moved = [np.abs(np.diff([kernel(s.params, "predictor") for s in after[i : i + 2]], axis=0)).max() for i in range(3)]
+        assert moved[1] > 100 * max(moved[0], moved[2])
+    seen = after[-1].extra["replay"].priority[:40]
+    assert (seen == 1).all() == (variant == "drq"), "replayed uniformly"
 
 
 @pytest.mark.parametrize("variant", ["tiny_bbf", "drq"])
