@@ -245,6 +245,7 @@ def _net_of_run(workdir: str) -> SGINet:
         f"encoder {net.encoder!r}": net.encoder not in ("S", "S-bn", *RESNETS),
         f"head {net.head!r}": net.head != "dueling",
         "values instead of distributions (atoms=1)": net.atoms == 1,
+        "latents without min-max scaling": not net.renormalise,
     }
     if any(problem.values()):
         named = ", ".join(name for name, bad in problem.items() if bad)

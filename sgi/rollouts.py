@@ -44,7 +44,7 @@ class RolloutStream:
         check_batch(env.num_envs, mesh)
         self._env, self._horizon, self._mesh, self.reads = env, horizon, mesh, view
         self._policy = jax.jit(policy, out_shardings=replicated(mesh))
-        self._stack, _ = env.reset()
+        self._stack = None  # the games begin with the first batch, or go on where a checkpoint left them
         self._start = np.ones(env.num_envs, bool)
         self.recorder = Recorder(env.num_envs)
         shapes = {
@@ -61,6 +61,8 @@ class RolloutStream:
         )
 
     def next(self, state: TrainState) -> Rollout:
+        if self._stack is None:
+            self._stack, _ = self._env.reset()
         view, N, T = self.reads(state), self._env.num_envs, self._horizon
         host = Rollout(**{name: np.zeros((N, *spec.shape[1:]), spec.dtype) for name, spec in self.spec._asdict().items()})
         host.frames[:, :STACK] = self._stack

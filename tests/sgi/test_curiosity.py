@@ -1,5 +1,7 @@
 """The curious agent: observations, rewards and their scale, learning, and what it plays."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from sgi import curiosity
 from sgi.atari import AtariVec, num_actions
 from sgi.rollouts import Rollout, stacks
 from sgi.transfer import load_pretrained
+from tests.sgi.variants import load
 from training import population
 from training.checkpoint import read_arrays, read_stream
 from training.errors import UserError
@@ -69,7 +72,7 @@ def test_advantages_look_beyond_the_stretch():
 def small_net():
     net = curiosity.Nets(4, 8, 0.125)
     image = jnp.zeros((1, 84, 84, 4))
-    return net, net.init(jax.random.key(0), image, method="init_all")["params"]
+    return net, jax.jit(lambda: net.init(jax.random.key(0), image, method="init_all")["params"])()
 
 
 def test_the_forward_model_teaches_no_features_and_policy_no_model():
@@ -89,16 +92,16 @@ def test_the_forward_model_teaches_no_features_and_policy_no_model():
     def forward_only(params):
         return curiosity.errors(net, params, curiosity.embed(net, params, curiosity.look(batch, pixels)), batch.action).mean()
 
-    grads = jax.grad(forward_only)(params)
+    grads = jax.jit(jax.grad(forward_only))(params)
     assert not any(np.any(g) for g in jax.tree.leaves(grads["features"]))
     assert any(np.any(g) for g in jax.tree.leaves(grads["forward"]))
 
     data = {"rollout": batch, "advantage": jnp.ones((n, T)), "returns": jnp.zeros((n, T))}
     agent = get_config("tiny").agent
-    _, metrics = curiosity.loss_fn(params, data, net=net, agent=agent, pixels=pixels)
+    whole = jax.jit(jax.value_and_grad(partial(curiosity.loss_fn, net=net, agent=agent, pixels=pixels), has_aux=True))
+    (_, metrics), grads = whole(params, data)
     parts = metrics["policy"] + metrics["value"] - agent.entropy * metrics["entropy"] + metrics["inverse"] + metrics["forward"]
     np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-6)
-    grads = jax.grad(lambda p: curiosity.loss_fn(p, data, net=net, agent=agent, pixels=pixels)[0])(params)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
     assert any(np.any(g) for g in jax.tree.leaves(grads["features"])), "the inverse model teaches the features"
 
@@ -141,42 +144,36 @@ def test_the_loss_by_hand():
 
 
 def test_rewards_are_the_errors_before_learning_in_the_order_of_the_games():
-    config = get_config("tiny").copy_and_resolve_references()
-    with config.unlocked():
-        config.agent.minibatches = 4
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    config, mesh = load("curiosity:tiny", agent__minibatches=4), make_mesh(1)
     method, stream = population.make(config, mesh)
-    state = method.init(jnp.uint32(0), stream.spec)
+    state = jax.jit(lambda: method.init(jnp.uint32(0), stream.spec))()
     batch = stream.next(state)
     net = curiosity.Nets(num_actions("pong"), **config.net)
     images = curiosity.look(batch, state.extra["pixels"])
     reward = curiosity.errors(net, state.params, curiosity.embed(net, state.params, images), batch.action)
     discounted, _ = curiosity.running(reward, jnp.zeros(8), state.extra["moments"], config.agent.discount)
-    new, metrics = method.step(state, batch, ())
+    new, metrics = jax.jit(method.step)(state, batch, ())
     np.testing.assert_allclose(new.extra["discounted"], discounted, rtol=1e-4)
     np.testing.assert_allclose(metrics["curiosity"], reward.mean(), rtol=1e-4)
 
 
 def test_actions_are_recorded_across_a_restart(tmp_path):
-    config = get_config("tiny")
+    config = load("curiosity:tiny")
     train(config, tmp_path / "a", stop_after=4)
     train(config, tmp_path / "a")
     train(config, tmp_path / "b")
     a, b = (read_stream(str(tmp_path / name))["played"] for name in "ab")
-    assert a.shape == (6 * config.agent.horizon, config.batch)
+    assert a.shape == (6 * config.agent.horizon, config.batch, 2)
     np.testing.assert_array_equal(a, b)
     assert read_arrays(str(tmp_path / "a"))["extra"]["pixels"]["std"] > 1, "random play was looked at"
 
 
 def test_play_is_no_pretrained_encoder(tmp_path):
-    train(get_config("tiny"), tmp_path, stop_after=1)
+    train(load("curiosity:tiny"), tmp_path, stop_after=1)
     with pytest.raises(UserError, match=r"is no run of sgi\.pretrain or sgi\.finetune"):
         load_pretrained(str(tmp_path))
 
 
 def test_games_must_split_into_minibatches():
-    config = get_config("tiny").copy_and_resolve_references()
-    with config.unlocked():
-        config.agent.minibatches = 3
     with pytest.raises(UserError, match="minibatches"):
-        population.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
+        population.make(load("curiosity:tiny", agent__minibatches=3), make_mesh(1))

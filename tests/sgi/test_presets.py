@@ -22,7 +22,8 @@ def load(variant, **overrides):
 
 
 def init(net):
-    return net.init(jax.random.key(0), jnp.zeros((1, 84, 84, 4)), jnp.zeros(1, jnp.int32), method="init_all")["params"]
+    x, action = jnp.zeros((1, 84, 84, 4)), jnp.zeros(1, jnp.int32)
+    return jax.jit(lambda: net.init(jax.random.key(0), x, action, method="init_all")["params"])()
 
 
 def shapes(variant):
@@ -111,7 +112,7 @@ def test_updates_of_a_preset(variant):
     config = load(variant, **SMALL, agent__updates=1, **OWN[variant])
     rng, method = np.random.default_rng(0), finetune.make_method(config, make_mesh(1), finetune.build_net(config))
     step, batches = jax.jit(method.step), [played(rng, n) for n in (40, 1, 1, 1, 1)]
-    states = [method.init(jnp.uint32(0), batches[1])]
+    states = [jax.jit(method.init)(jnp.uint32(0), batches[1])]
     for batch in batches:
         state, metrics = step(states[-1], batch, ())
         states.append(state)
