@@ -130,7 +130,10 @@ depthwise3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Dense(nn.Module):
-    """Linear layer on the last axis, x [..., I] -> [..., O]; on images it is the 1x1 convolution. kernel [I, O], bias [O]."""
+    """Linear layer on the last axis, x [..., I] -> [..., O]; on images it is the 1x1 convolution. kernel [I, O], bias [O].
+
+    std: of a normal kernel, in place of the uniform one. xavier: Xavier's uniform kernel, and a bias of 0.
+    """
 
     features: int
     std: float | None = None
@@ -249,22 +252,29 @@ class NoisyDense(nn.Module):
 
     W = kernel + kernel_sigma * (f(e_in) f(e_out)^T), b = bias + bias_sigma * f(e_out), f(e) = sign(e) sqrt(|e|), with
     e ~ N(0, I) drawn from `key`, once for the whole batch. key None uses the means. sigma starts at std/sqrt(I) for the
-    kernel; for the bias at std/sqrt(O), as in SGI's code, or with `by_inputs` at std/sqrt(I), as in the paper and Dopamine.
+    kernel and at std/sqrt(O) for the bias.
+
+    dopamine: as its networks have it. The bias's sigma starts at std/sqrt(I); with std 0 this is a plain layer, from Xavier's
+    uniform, and `key` changes nothing.
     """
 
     features: int
     std: float
     dtype: Any = jnp.float32
-    by_inputs: bool = False
+    dopamine: bool = False
 
     @nn.compact
     def __call__(self, x, key=None):
         fan_in, features = x.shape[-1], self.features
         constant = nn.initializers.constant
-        kernel = self.param("kernel", uniform_init(fan_in), (fan_in, features))
-        bias = self.param("bias", uniform_init(fan_in), (features,))
+        plain = self.dopamine and not self.std
+        weights, biases = inits(plain, fan_in)
+        kernel = self.param("kernel", weights, (fan_in, features))
+        bias = self.param("bias", biases, (features,))
+        if plain:
+            return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
         kernel_sigma = self.param("kernel_sigma", constant(self.std * fan_in**-0.5), (fan_in, features))
-        fan_bias = fan_in if self.by_inputs else features
+        fan_bias = fan_in if self.dopamine else features
         bias_sigma = self.param("bias_sigma", constant(self.std * fan_bias**-0.5), (features,))
         if key is not None:
             e_in, e_out = (jax.random.normal(k, (n,)) for k, n in zip(jax.random.split(key), (fan_in, features), strict=True))

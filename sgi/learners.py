@@ -57,7 +57,12 @@ def newest(workdir: str) -> int:
 def recorded(workdir: str, member: int) -> np.ndarray:
     """What `Recorder` kept of all games of a run up to its newest checkpoint: uint8 [T, N, 2]."""
     saved = read_stream(workdir)
-    return complete((saved["members"][member] if "members" in saved else saved).get("played"))
+    played = (saved["members"][member] if "members" in saved else saved).get("played")
+    if not complete(played) or not len(played):
+        raise UserError(
+            f"{workdir} holds no play that can be checked: it has not begun, or is of an older version; run it anew"
+        )
+    return played
 
 
 def learner(options: dict) -> Act:

@@ -211,10 +211,7 @@ class DuelingHead(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """Dueling head on one hidden layer, which is the projection too (Dopamine; BBF): interface of `DuelingHead`.
-
-    With noisy_std 0 its layers are plain ones and a key changes nothing.
-    """
+    """Dueling head on one hidden layer, which is the projection too (Dopamine; BBF): interface of `DuelingHead`."""
 
     num_actions: int
     hidden: int
@@ -224,9 +221,7 @@ class SharedHead(nn.Module):
 
     def setup(self):
         def layer(features):
-            if self.noisy_std:
-                return NoisyDense(features, self.noisy_std, self.dtype, by_inputs=True)
-            return Dense(features, dtype=self.dtype, xavier=True)
+            return NoisyDense(features, self.noisy_std, self.dtype, dopamine=True)
 
         self.hidden_1, self.advantage_2 = layer(self.hidden), layer(self.num_actions * self.atoms)
         self.value_2 = layer(self.atoms)
@@ -236,10 +231,10 @@ class SharedHead(nn.Module):
         return self.hidden_1(flatten(z))
 
     def __call__(self, z, key=None):
-        noise = [()] * 3 if key is None or not self.noisy_std else [(k,) for k in jax.random.split(key, 3)]
-        y = nn.relu(self.hidden_1(flatten(z), *noise[0]))
-        advantage = at_least_fp32(self.advantage_2(y, *noise[1])).reshape(-1, self.num_actions, self.atoms)
-        return dueling(at_least_fp32(self.value_2(y, *noise[2]))[:, None], advantage)
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        y = nn.relu(self.hidden_1(flatten(z), keys[0]))
+        advantage = at_least_fp32(self.advantage_2(y, keys[1])).reshape(-1, self.num_actions, self.atoms)
+        return dueling(at_least_fp32(self.value_2(y, keys[2]))[:, None], advantage)
 
 
 def dueling(value, advantage):
@@ -270,8 +265,7 @@ class SGINet(nn.Module):
     head       'dueling': two hidden layers, together the projection, P = 2 * hidden; 'shared': one, P = hidden
     hidden     width of the hidden layers of the Q heads
     atoms      of the return distribution; 1: plain values
-    renormalise  scale latents to [0, 1] per sample; off in agents without a transition model (DER, DrQ(eps))
-    noisy_std  initial standard deviation of the NoisyNet noise (0 in pretraining, 0.5 in fine-tuning)
+    noisy_std  initial standard deviation of the NoisyNet noise; 0: none, as in pretraining
     goal, inverse, bc   which optional heads exist: goal-conditioned Q, inverse dynamics, linear behaviour cloning
     quirks     as the reference code: no epsilon in min-max scaling (a constant latent gives NaN), and the goal head's value
                stream computed from the modulated advantage stream
@@ -283,12 +277,12 @@ class SGINet(nn.Module):
     head: str = "dueling"
     hidden: int = 512
     atoms: int = 51
-    renormalise: bool = True
     noisy_std: float = 0.5
     goal: bool = True
     inverse: bool = True
     bc: bool = False
     quirks: bool = False
+    renormalise: bool = True
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -318,11 +312,11 @@ class SGINet(nn.Module):
             self.bc_linear = Dense(self.num_actions, dtype=self.dtype, name="bc")
 
     def encode(self, x_BHWC, train: bool):
-        """Images in about [0, 1], float [B, 84, 84, 4] -> latents [B, 7, 7, C] float32, min-max scaled per sample."""
+        """Images in about [0, 1], float [B, 84, 84, 4] -> latents [B, 7, 7, C] float32, scaled if `renormalise`."""
         return self._scaled(self.trunk(x_BHWC, train))
 
     def dynamics(self, z, action_B, train: bool):
-        """The latent after `action_B` (int32): z [B, 7, 7, C] -> float32, min-max scaled."""
+        """The latent after `action_B` (int32): z [B, 7, 7, C] -> float32, scaled if `renormalise`."""
         return self._scaled(self.transition(z, action_B, train))
 
     def rollout(self, z, actions_KB, train: bool):

@@ -1,8 +1,8 @@
-"""What a learner plays, kept as its actions alone.
+"""What a learner plays, kept as its actions and not as frames.
 
 A game is a function of its seed and its actions (`AtariVec`). So a run's whole experience, with frames, rewards and memory, is
-its list of actions, saved with the stream's position. `python -m sgi.collect --policy learner` plays it again. A second byte a
-step tells whether the emulator then shows what it showed to the learner: another version of it may not.
+its list of actions, saved with the stream's position. `python -m sgi.collect --policy learner` plays it again. Beside each
+action stands a byte of checksum of the frame in which it was taken: another version of the emulator may play otherwise.
 """
 
 import zlib
@@ -13,7 +13,7 @@ from training.errors import UserError
 
 
 class Recorder:
-    """Actions of N lanes, step after step."""
+    """Actions of N lanes and checksums of their frames, step after step."""
 
     def __init__(self, lanes: int):
         self._lanes, self._bytes = lanes, bytearray()
@@ -27,14 +27,15 @@ class Recorder:
         return np.frombuffer(bytes(self._bytes), np.uint8).reshape(-1, self._lanes, 2)
 
     def set_state(self, saved: np.ndarray | None) -> None:
-        self._bytes = bytearray(complete(saved).tobytes())
+        """Raises UserError if `saved` is not what `get_state` returns."""
+        if not complete(saved):
+            raise UserError("this run is of an older version, which recorded less of its play: start it in a new workdir")
+        self._bytes = bytearray(saved.tobytes())
 
 
-def complete(saved: np.ndarray | None) -> np.ndarray:
-    """`saved` itself. Raises UserError if it is not what `Recorder.get_state` returns."""
-    if saved is None or saved.ndim != 3:
-        raise UserError("this run was saved by an older version, which recorded less of its play: start it in a new workdir")
-    return saved
+def complete(saved: np.ndarray | None) -> bool:
+    """Whether this is a whole record, and not that of an older version: none, or actions without checksums."""
+    return saved is not None and saved.ndim == 3
 
 
 def checksum(stack: np.ndarray) -> np.ndarray:

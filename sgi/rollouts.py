@@ -44,7 +44,7 @@ class RolloutStream:
         check_batch(env.num_envs, mesh)
         self._env, self._horizon, self._mesh, self.reads = env, horizon, mesh, view
         self._policy = jax.jit(policy, out_shardings=replicated(mesh))
-        self._stack = None  # the games begin with the first batch, or go on where a checkpoint left them
+        self._stack = None  # no game has begun: many lanes take seconds, which a run that goes on need not spend
         self._start = np.ones(env.num_envs, bool)
         self.recorder = Recorder(env.num_envs)
         shapes = {
@@ -61,8 +61,7 @@ class RolloutStream:
         )
 
     def next(self, state: TrainState) -> Rollout:
-        if self._stack is None:
-            self._stack, _ = self._env.reset()
+        self._begin()
         view, N, T = self.reads(state), self._env.num_envs, self._horizon
         host = Rollout(**{name: np.zeros((N, *spec.shape[1:]), spec.dtype) for name, spec in self.spec._asdict().items()})
         host.frames[:, :STACK] = self._stack
@@ -79,7 +78,12 @@ class RolloutStream:
         mine = my_rows(N, self._mesh)
         return Rollout(*place_rows(tuple(x[mine] for x in host), self._mesh, N))
 
+    def _begin(self) -> None:
+        if self._stack is None:
+            self._stack, _ = self._env.reset()
+
     def get_state(self) -> dict:
+        self._begin()
         return {"env": self._env.get_state(), "start": self._start.copy(), "played": self.recorder.get_state()}
 
     def set_state(self, saved: dict) -> None:

@@ -29,8 +29,8 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(args, **environment):
-    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **environment}
+def start(args):
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, *args], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -41,7 +41,7 @@ def test_two_processes_equal_one(tmp_path, name):
     port = free_port()
     command = ["-m", "launch.train", "--config", TINY[name], "--workdir", str(tmp_path / "two"), "--config.mesh.fsdp=2"]
     command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
-    processes = [start([*command, "--process", str(i)], JAX_NUM_CPU_DEVICES="1") for i in range(2)]
+    processes = [start([*command, "--process", str(i)]) for i in range(2)]
     outputs = [p.communicate(timeout=300)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
     arrays = read_arrays(str(tmp_path / "two"))

@@ -259,6 +259,8 @@ def read_arrays(workdir: str, step: int | None = None, only: Sequence[str] = ())
                 if only:
                     flat = traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/")
                     wanted = {n: x for n, x in flat.items() if any(f"{n}/".startswith(f"{branch}/") for branch in only)}
+                    if not wanted:
+                        return {}
                     tree = traverse_util.unflatten_dict(wanted, sep="/")
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 return reader.restore(path, ocp.args.PyTreeRestore(tree, as_numpy, partial_restore=True))

@@ -1,5 +1,6 @@
 """The agents that others compare with: networks, annealing, resets, values instead of distributions."""
 
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -45,15 +46,18 @@ def test_networks_have_the_published_sizes(variant, channels, hidden):
 
 
 def test_dopamines_agents_start_as_there():
-    """No scaling of latents, noise of .1/sqrt(inputs) for weights and biases."""
-    net = SGINet(3, "S-same", 0.125, "shared", 8, 11, renormalise=False, noisy_std=0.1, goal=False, inverse=False)
-    params = init(net)
-    z = net.apply({"params": params}, jax.random.uniform(jax.random.key(1), (4, 84, 84, 4)), False, method="encode")
-    highest = np.asarray(z).max((1, 2, 3))
-    assert (z >= 0).all() and (highest > 0).all() and np.abs(highest - 1).min() > 0.01
-    for name, inputs in (("hidden_1", z[0].size), ("value_2", 8)):
+    """No scaling of latents; DER's noise is .1/sqrt(inputs), for weights and biases."""
+    highest, params = {}, {}
+    for variant in ("der", "drq", "sr_spr"):
+        net = finetune.build_net(load(variant, net__width=0.125, net__hidden=8))
+        params[variant] = init(net)
+        x = jax.random.uniform(jax.random.key(1), (4, 84, 84, 4))
+        highest[variant] = net.apply({"params": params[variant]}, x, False, method="encode").max((1, 2, 3))
+    np.testing.assert_allclose(highest["sr_spr"], 1, rtol=1e-3)
+    assert min(np.abs(highest[variant] - 1).min() for variant in ("der", "drq")) > 0.01
+    for name, inputs in (("hidden_1", 11 * 11 * 8), ("value_2", 8)):
         for part in ("kernel_sigma", "bias_sigma"):
-            np.testing.assert_allclose(params["reward_head"][name][part], 0.1 * inputs**-0.5, rtol=1e-6)
+            np.testing.assert_allclose(params["der"]["reward_head"][name][part], 0.1 * inputs**-0.5, rtol=1e-6)
 
 
 def test_one_atom_is_a_value_and_huber_its_loss():
@@ -94,50 +98,74 @@ def test_a_shorter_horizon_of_the_same_program():
 
 
 SMALL = {"net__width": 0.125, "net__hidden": 16, "batch": 8, "agent__prefill": 40, "agent__capacity": 256, "agent__n_step": 3}
-OWN = {"spr": {"agent__jumps": 2}, "der": {"agent__target_every": 3}, "drq": {}}
-OWN["sr_spr"] = {"agent__jumps": 2, "agent__resets__every": 43, "agent__resets__until": 86}
 
 
-def played(rng, steps):
-    """Random play of `steps` steps."""
-    return replay.Transition(
-        rng.integers(0, 256, (steps, 84, 84), dtype=np.uint8), rng.integers(0, 3, steps).astype(np.int32),
-        rng.integers(-1, 2, steps).astype(np.float32), rng.random(steps) < 0.1, np.zeros(steps, bool),
-    )  # fmt: skip
+@cache
+def four_updates(variant):
+    """The config of a small form of a preset, and its states after the prefill and after each of four updates of one a step."""
+    own = {
+        "spr": {"agent__jumps": 2},
+        "der": {"agent__target_every": 3},
+        "drq": {},
+        "sr_spr": {"agent__jumps": 2, "agent__resets__every": 43, "agent__resets__until": 86},
+    }
+    config, rng = load(variant, **SMALL, agent__updates=1, **own[variant]), np.random.default_rng(0)
 
+    def played(steps):
+        return replay.Transition(
+            rng.integers(0, 256, (steps, 84, 84), dtype=np.uint8), rng.integers(0, 3, steps).astype(np.int32),
+            rng.integers(-1, 2, steps).astype(np.float32), rng.random(steps) < 0.1, np.zeros(steps, bool),
+        )  # fmt: skip
 
-@pytest.mark.parametrize("variant", OWN)
-def test_updates_of_a_preset(variant):
-    """The prefill and four updates of its own step: what learns, and how the targets follow."""
-    config = load(variant, **SMALL, agent__updates=1, **OWN[variant])
-    rng, method = np.random.default_rng(0), finetune.make_method(config, make_mesh(1), finetune.build_net(config))
-    step, batches = jax.jit(method.step), [played(rng, n) for n in (40, 1, 1, 1, 1)]
-    states = [jax.jit(method.init)(jnp.uint32(0), batches[1])]
-    for batch in batches:
-        state, metrics = step(states[-1], batch, ())
+    method = finetune.make_method(config, make_mesh(1), finetune.build_net(config))
+    step, states = jax.jit(method.step), [jax.jit(method.init)(jnp.uint32(0), played(1))]
+    for steps in (40, 1, 1, 1, 1):
+        state, metrics = step(states[-1], played(steps), ())
         states.append(state)
         assert all(np.isfinite(x) for x in metrics.values())
-    _, before, *after = states  # of the prefill, of updates 1 to 4
-    kernel = lambda params, part="encoder": np.asarray(jax.tree.leaves(params[part])[-1])  # noqa: E731
-    learns = {name for name in before.params if (kernel(before.params, name) != kernel(after[0].params, name)).any()}
-    assert learns == {"encoder", "reward_head", *(("dynamics", "predictor") if config.agent.spr else ())}
-    weights = [kernel(s.params) for s in after]
-    targets = [kernel(s.extra["q_target"]) for s in after] if "q_target" in after[0].extra else None
-    if variant in ("spr", "drq"):
-        assert targets is None, "a copy of the weights"
-    if variant == "spr":
-        np.testing.assert_array_equal(kernel(after[1].extra["spr_target"]["params"]), weights[0])
-    elif variant == "der":  # copied at the third update
-        for found, expected in zip(targets, [kernel(before.params)] * 2 + [weights[2]] * 2, strict=True):
-            np.testing.assert_array_equal(found, expected)
-    elif variant == "sr_spr":
-        for i in (1, 3):
-            np.testing.assert_allclose(targets[i], 0.995 * targets[i - 1] + 0.005 * weights[i], atol=1e-7)
-        assert [int(s.extra["since_reset"]) for s in after] == [1, 2, 1, 2], "a reset before the third update"
-        moved = [np.abs(np.diff([kernel(s.params, "predictor") for s in after[i : i + 2]], axis=0)).max() for i in range(3)]
-        assert moved[1] > 100 * max(moved[0], moved[2])
-    seen = after[-1].extra["replay"].priority[:40]
-    assert (seen == 1).all() == (variant == "drq"), "replayed uniformly"
+    return config, states[1:]
+
+
+def kernels(params):
+    """Weights by their paths, without biases and noise scales."""
+    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"}
+
+
+@pytest.mark.parametrize("variant", ["spr", "der", "drq", "sr_spr"])
+def test_what_a_preset_learns(variant):
+    config, (before, after, *_, last) = four_updates(variant)
+    old, new = kernels(before.params), kernels(after.params)
+    learned = {name.split("/")[0] for name in old if (old[name] != new[name]).any()}
+    assert learned == {"encoder", "reward_head", *(("dynamics", "predictor") if config.agent.spr else ())}
+    uniform = (last.extra["replay"].priority[:40] == 1).all()
+    assert uniform == (variant == "drq")
+
+
+def test_targets_that_copy_the_weights():
+    """SPR: no Q target, and a self-prediction target of the weights before the update. DrQ(eps): no target at all."""
+    _, states = four_updates("spr")
+    found, expected = kernels(states[2].extra["spr_target"]["params"]["encoder"]), kernels(states[1].params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all("q_target" not in four_updates(variant)[1][0].extra for variant in ("spr", "drq"))
+
+
+def test_a_target_that_is_copied_now_and_then():
+    """DER, here every third update."""
+    _, states = four_updates("der")
+    for state, source in zip(states, [states[0]] * 3 + [states[3]] * 2, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, state.extra["q_target"], source.params)
+
+
+def test_a_reset_in_a_run():
+    """SR-SPR, here before the third update: the predictor is new, and the Q target follows at .005 before and after."""
+    _, states = four_updates("sr_spr")
+    assert [int(state.extra["since_reset"]) for state in states] == [0, 1, 2, 1, 2]
+    target, weights = [kernels(s.extra["q_target"]) for s in states], [kernels(s.params) for s in states]
+    for i in (1, 2, 4):
+        for name, x in target[i].items():
+            np.testing.assert_allclose(x, 0.995 * target[i - 1][name] + 0.005 * weights[i][name], atol=1e-7)
+    moved = [np.abs(weights[i]["predictor/kernel"] - weights[i - 1]["predictor/kernel"]).max() for i in (2, 3, 4)]
+    assert moved[1] > 100 * max(moved[0], moved[2])
 
 
 @pytest.mark.parametrize("variant", ["tiny_bbf", "drq"])

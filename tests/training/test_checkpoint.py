@@ -144,6 +144,7 @@ def test_branches_without_the_rest(tmp_path):
     checkpoints.close()
     found = read_arrays(str(tmp_path), only=("params", "extra/stats", "nowhere"))
     np.testing.assert_equal(found, {"params": {"w": np.ones(2), "none": {}}, "extra": {"stats": np.zeros(3)}})
+    assert read_arrays(str(tmp_path), only=("nowhere",)) == {}
 
 
 def test_arrays_without_a_target(saved):

@@ -15,7 +15,7 @@ from sgi.explore import cell_of
 from sgi.formats import open_play
 from training.metrics import read_rows
 
-GAME = "MsPacman"
+GAME, SEEDS = "MsPacman", ("0", "1", "2")
 ARMS = {
     "curious": "curious agent",
     "held": "random, held actions",
@@ -42,15 +42,15 @@ def show(values: list[float]) -> str:
 def main(runs: Path) -> None:
     found = {}
     for arm in ARMS:
-        for seed in sorted((runs / arm).iterdir()):
+        for seed in SEEDS:
             with tempfile.TemporaryDirectory(dir=runs) as cache:  # 3 GB
-                store = open_play(seed, GAME, "all", cache=cache)
+                store = open_play(runs / arm / seed, GAME, "all", cache=cache)
                 found.setdefault(arm, []).append(coverage(store, 1 if arm == "cells" else LANES))
     columns = ("all", "last quarter")
     print("| | " + " | ".join(columns) + " |\n|---|---|---|")
     for arm, seeds in found.items():
         print(f"| {ARMS[arm]} | " + " | ".join(show([seed[column] for seed in seeds]) for column in columns) + " |")
-    agents = [read_rows(seed / "metrics.jsonl") for seed in sorted((runs / "agent").iterdir())]
+    agents = [read_rows(runs / "agent" / seed / "metrics.jsonl") for seed in SEEDS]
     curves = {name: [[row[f"train/{name}"] for row in rows] for rows in agents] for name in CURVES}
     (Path(__file__).parent / "results.json").write_text(json.dumps({"cells": found, "curves": curves}) + "\n")
     print("entropy:", [round(curve[-1], 3) for curve in curves["entropy"]], "of", round(float(np.log(9)), 3))

@@ -2,7 +2,7 @@
 # End-to-end fine-tuning at 10k agent steps: from scratch, from SGI on random play (R) and on learners' play (W); two games, three
 # seeds. Protocol (fixed before the runs of the comparison): docs/sgi.md. Resumable, any number of workers (queue.sh).
 #   taskset -c 0 results/sgi/learning/run.sh RUNS & taskset -c 1 results/sgi/learning/run.sh RUNS
-# The second part: GAMES=Krull SEEDS="3 4 5 6 7" results/sgi/learning/run.sh RUNS
+# The second part, on the data of the first: DATA=ready GAMES=Krull SEEDS="3 4 5 6 7" results/sgi/learning/run.sh RUNS
 set -euo pipefail
 source "$(dirname "$0")/../../queue.sh"
 agent=(--config.agent.spr=0 --config.eval.every=3000)  # self-prediction off: it would take twice the time
@@ -20,11 +20,13 @@ finetune() { # ARM SEED [INIT]
   train "finetune/$game/$1/$2" "sgi/finetune.py:$variant" "${agent[@]}" --config.env.game="$game" --config.seed="$2" "${@:3}"
 }
 
-for game in ${GAMES:-Krull Boxing}; do
-  collect "R" --game "$game" --steps 20000
-  weak 100 3e-4
-  weak 101 1e-4
-done
+if [ "${DATA:-}" != ready ]; then
+  for game in ${GAMES:-Krull Boxing}; do
+    collect "R" --game "$game" --steps 20000
+    weak 100 3e-4
+    weak 101 1e-4
+  done
+fi
 for seed in ${SEEDS:-0 1 2}; do
   for game in ${GAMES:-Krull Boxing}; do
     finetune none "$seed"
