@@ -51,7 +51,7 @@ def main(runs: Path) -> None:
     for arm, seeds in found.items():
         print(f"| {ARMS[arm]} | " + " | ".join(show([seed[column] for seed in seeds]) for column in columns) + " |")
     agents = [read_rows(runs / "agent" / seed / "metrics.jsonl") for seed in SEEDS]
-    curves = {name: [[row[f"train/{name}"] for row in rows] for rows in agents] for name in CURVES}
+    curves = {name: [[round(row[f"train/{name}"], 4) for row in rows] for rows in agents] for name in CURVES}
     (Path(__file__).parent / "results.json").write_text(json.dumps({"cells": found, "curves": curves}) + "\n")
     print("entropy:", [round(curve[-1], 3) for curve in curves["entropy"]], "of", round(float(np.log(9)), 3))
 
