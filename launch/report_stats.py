@@ -218,8 +218,14 @@ def final(arm: Arm, name: str) -> Final | None:
     if not finite.size:
         return Final(float(last[0]), float("nan"), float("nan"), None, 0, last.size)
     n = finite.size
-    half = float(stdtrit(n - 1, 0.975) * finite.std(ddof=1) / np.sqrt(n)) if n >= 3 else None
+    half = float(half_interval(finite)) if n >= 3 else None
     return Final(float(finite.mean()), float(finite.min()), float(finite.max()), half, n, last.size)
+
+
+def half_interval(values: Any) -> np.ndarray:
+    """Half of the 95 % t interval of the mean over the first axis (seeds, two or more): [n, ...] -> [...]."""
+    n = len(values)
+    return stdtrit(n - 1, 0.975) * np.std(values, 0, ddof=1) / np.sqrt(n)
 
 
 def steps_per_second(run: Run) -> float | None:

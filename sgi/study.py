@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from rliable import library, metrics
-from scipy.special import stdtrit
 
 from launch.cli import guarded
+from launch.report_stats import half_interval
 from sgi.atari import display_name
 from sgi.scores import SCORES, human_normalised, iqm, published
 from training.config import load_saved
@@ -179,7 +179,7 @@ def curves(histories: Histories, path: Path) -> None:
             values = np.array([[run[step] for step in steps] for run in runs])
             (line,) = axis.plot(steps, values.mean(0), marker=".", label=f"{arm} ({len(runs)})")
             if len(runs) > 1:
-                half = stdtrit(len(runs) - 1, 0.975) * values.std(0, ddof=1) / len(runs) ** 0.5
+                half = half_interval(values)
                 low, high = values.mean(0) - half, values.mean(0) + half
                 axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, lw=0)
         if game in SCORES:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def load(spec, **overrides):
+    """'configs/sgi/pretrain.py:tiny' and mesh__data=1 -> that config with that value."""
     return configs.load(str(ROOT / spec), {k.replace("__", "."): str(v) for k, v in overrides.items()})
 
 

@@ -31,8 +31,15 @@ LR = 1e-4
 
 def get_config(variant: str = "none") -> ConfigDict:
     c = base("sgi.finetune", batch=32)
-    c.net = {"encoder": "M", "width": 1.0, "head": "dueling", "hidden": 512, "atoms": 51, "dtype": "float32"}
-    c.net.renormalise = True  # latents scaled to [0, 1]
+    c.net = {
+        "encoder": "M",
+        "width": 1.0,
+        "head": "dueling",
+        "hidden": 512,
+        "atoms": 51,
+        "renormalise": True,  # latents scaled to [0, 1]
+        "dtype": "float32",
+    }
     c.env = {
         "game": "Pong",
         "noop_max": 30,

@@ -1,7 +1,6 @@
 """The agents that others compare with: networks, annealing, resets, values instead of distributions."""
 
 from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +9,14 @@ import pytest
 
 from sgi import finetune, rainbow, replay, resets
 from sgi.nets import SGINet
-from training import config as configs
+from tests.sgi import variants
 from training.errors import UserError
 from training.method import TrainState
 from training.sharding import make_mesh, path_name
 
-CONFIG = Path(__file__).parents[2] / "configs" / "sgi" / "finetune.py"
-
 
 def load(variant, **overrides):
-    return configs.load(f"{CONFIG}:{variant}", {k.replace("__", "."): str(v) for k, v in overrides.items()})
+    return variants.load(f"finetune:{variant}", **overrides)
 
 
 def init(net):

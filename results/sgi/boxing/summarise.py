@@ -10,8 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
+from launch.report_stats import half_interval
 from training.metrics import read_rows
 
 ARMS = {"small": "SGI", "small_SI": "S+I", "small_S": "S", "small_I": "I", "small_untrained": "untrained"}
@@ -20,7 +20,7 @@ MEASURES = ("r2_projection", "r2_spatial", "inverse_probe", "inverse_accuracy", 
 
 def interval(values: list[float]) -> dict:
     values = np.array(values)
-    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    half = half_interval(values) if len(values) > 1 else None
     return {"mean": float(values.mean()), "half": None if half is None else float(half), "values": values.tolist()}
 
 

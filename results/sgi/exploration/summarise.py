@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
+from launch.report_stats import half_interval
 from sgi.explore import cell_of
 from sgi.formats import open_play
 from training.metrics import read_rows
@@ -35,8 +35,7 @@ def coverage(store, lanes: int) -> dict[str, int]:
 
 
 def show(values: list[float]) -> str:
-    half = stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):,.0f} ± {half:,.0f}"
+    return f"{np.mean(values):,.0f} ± {half_interval(values):,.0f}"
 
 
 def main(runs: Path) -> None:

@@ -9,16 +9,15 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
+from launch.report_stats import half_interval
 from training.metrics import read_rows
 
 ARMS = ("W", "none", "R")
 
 
 def interval(values: np.ndarray) -> str:
-    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():.0f} ± {half:.0f}"
+    return f"{values.mean():.0f} ± {half_interval(values):.0f}"
 
 
 def main(runs: str, game: str, *seeds: str) -> None:
