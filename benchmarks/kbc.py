@@ -28,11 +28,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.kbc.complete import get_config
-from kbc_jax import complete, embeddings, files, novelty
-from kbc_jax.data import RELATIONS, Lexicon, Split, Triples, find_directory, phrase_means
-from kbc_jax.source import Knowledge, open_knowledge
-from launch.cli import guarded
-from training import runtime
+from kbc_jax import complete
+from kbc_jax.facts import embeddings, novelty
+from kbc_jax.facts.data import RELATIONS, Lexicon, Split, Triples, find_directory, phrase_means
+from kbc_jax.facts.source import Knowledge, open_knowledge
+from training import files, runtime
+from training.cli import guarded
 from training.sharding import make_mesh, replicated
 
 TRAIN, DEV, TEST, PHRASES, WORDS = 100_000, 1200, 2400, 78_000, 21_500  # of ConceptNet-100k

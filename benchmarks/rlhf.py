@@ -25,12 +25,11 @@ import numpy as np
 import optax
 
 from benchmarks.kbc import YARDSTICK, Run, measure, publish, yardstick
-from kbc_jax import files
-from launch.cli import guarded
-from rlhf_jax import sampling, transformer
-from rlhf_jax.presets import PRESETS
-from rlhf_jax.transformer import TransformerConfig
-from training import optim, runtime
+from models import decoder, sampling
+from models.decoder import TransformerConfig
+from models.presets import PRESETS
+from training import files, optim, runtime
+from training.cli import guarded
 
 PROMPT = 32
 LAYERS, HEAD, VOCAB, ROWS, TOKENS = 12, 64, 4096, 8, 256  # of the trained decoder
@@ -40,7 +39,7 @@ LR, DECAY = 3e-4, 0.1
 def samplers(batches: list[int], new: int) -> dict[str, Run]:
     """New tokens a second of our sampler, for each number of rows."""
     cfg = PRESETS["gpt2"]
-    params = jax.jit(lambda: transformer.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: decoder.init(jax.random.key(0), cfg))()
 
     def one(batch: int) -> Run:
         prompt, mask, calls = prompts(batch), np.ones((batch, PROMPT), bool), iter(range(10**9))
@@ -85,14 +84,14 @@ def learners(widths: list[int], updates: int) -> dict[str, Run]:
         cfg = TransformerConfig(VOCAB, LAYERS, width, width // HEAD, TOKENS)
 
         def loss(params: dict, ids: jax.Array) -> jax.Array:
-            return -transformer.token_logprobs(params, cfg, ids, mask)[:, 1:].mean()
+            return -decoder.token_logprobs(params, cfg, ids, mask)[:, 1:].mean()
 
         def step(params: dict, opt_state: tuple, ids: jax.Array) -> tuple:
             value, grads = jax.value_and_grad(loss)(params, ids)
             change, opt_state = tx.update(grads, opt_state, params)
             return optax.apply_updates(params, change), opt_state, value
 
-        params = jax.jit(lambda: transformer.init(jax.random.key(0), cfg))()
+        params = jax.jit(lambda: decoder.init(jax.random.key(0), cfg))()
         state, compiled = (params, tx.init(params)), jax.jit(step, donate_argnums=(0, 1))
 
         def some(n: int) -> None:

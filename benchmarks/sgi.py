@@ -31,11 +31,10 @@ from ml_collections import ConfigDict
 from benchmarks.kbc import YARDSTICK, Run, measure, publish, yardstick
 from configs.sgi import finetune as finetune_config
 from configs.sgi import pretrain as pretrain_config
-from kbc_jax import files
-from launch.cli import guarded
 from sgi import finetune, pretrain
-from sgi.atari import STACK, AtariVec
-from training import optim, runtime
+from sgi.atari.emulator import STACK, AtariVec
+from training import files, optim, runtime
+from training.cli import guarded
 from training.config import set_value
 from training.errors import UserError
 from training.sharding import make_mesh

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from kbc_jax import adagrad, embeddings, metrics, negatives, nets
-from kbc_jax.data import RELATIONS, phrase_means
-from kbc_jax.source import Knowledge, TripleSource, open_knowledge
+from kbc_jax.facts import embeddings, negatives
+from kbc_jax.facts.data import RELATIONS, phrase_means
+from kbc_jax.facts.source import Knowledge, TripleSource, open_knowledge
+from kbc_jax.scoring import adagrad, metrics, nets
 from training.data import DatasetStream
 from training.errors import UserError
 from training.method import Eval, Method, Stream, TrainState

@@ -16,13 +16,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from kbc_jax import files, scorer, tables
-from kbc_jax.data import Lexicon, Triples, load_graph
-from kbc_jax.files import positive
-from kbc_jax.ranking import link_prediction
+from kbc_jax.facts.data import Lexicon, Triples, load_graph
+from kbc_jax.scoring import scorer
+from kbc_jax.scoring.ranking import link_prediction
 from kbc_jax.study import finished, over_seeds
-from launch.cli import guarded
+from kbc_jax.tables import pages
+from training import files
+from training.cli import guarded
 from training.errors import UserError
+from training.files import positive
 
 KEYS = ("mrr", "hits@1", "hits@3", "hits@10")
 
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> None:
     for arm in arms:
         results[arm] = rank_arm(arm, found[arm], args.data, seeds=args.seeds, limit=args.limit)
         files.write(path, [json.dumps(results, indent=1)])
-        tables.save(args.out, "9-links", tables.links(results))
+        pages.save(args.out, "9-links", pages.links(results))
 
 
 if __name__ == "__main__":

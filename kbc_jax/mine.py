@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from kbc_jax import embeddings, files, mining, novelty, ratings, selection, tagging
-from kbc_jax.data import RELATIONS, SPLITS, Lexicon, Triples, load_split
-from launch.cli import guarded
+from kbc_jax.facts import embeddings, novelty
+from kbc_jax.facts.data import RELATIONS, SPLITS, Lexicon, Triples, load_split
+from kbc_jax.mining import candidates, ratings, selection, tagging
+from training import files
+from training.cli import guarded
 from training.errors import UserError
 
 FORMATS = (*tagging.READERS, "masc")
@@ -31,13 +33,13 @@ FORMATS = (*tagging.READERS, "masc")
 def patterns(args: argparse.Namespace) -> None:
     """Learn the tag sequences of heads and tails from the training triples."""
     train = load_split(args.split, args.data).train
-    present = [relation for relation in mining.MINED if relation in train.relation]
+    present = [relation for relation in candidates.MINED if relation in train.relation]
     if args.masc:
         tagger = tagging.UnigramTagger(tagging.read_masc(args.masc, _lemmas(train)))
     else:
         tagger = tagging.SpacyTagger()
-    found = mining.learn_patterns(train, tagger, relations=present, top=args.top, max_words=args.max_words)
-    mining.save_patterns(found, args.out)
+    found = candidates.learn_patterns(train, tagger, relations=present, top=args.top, max_words=args.max_words)
+    candidates.save_patterns(found, args.out)
     for relation, sides in found.items():
         head, tail = (", ".join(" ".join(tags) for tags, _ in side.most_common(3)) for side in sides)
         print(f"{RELATIONS[relation]}: {head} ... / {tail} ...")
@@ -45,9 +47,9 @@ def patterns(args: argparse.Namespace) -> None:
 
 def extract(args: argparse.Namespace) -> None:
     """Candidate triples of the texts that ConceptNet does not have, with the number of sentences each is in."""
-    kept, split = mining.load_patterns(args.patterns), load_split(args.split, args.data)
+    kept, split = candidates.load_patterns(args.patterns), load_split(args.split, args.data)
     known = Triples.concatenate(split.train, *(part.positives() for part in split[1:]))
-    counted = mining.candidates(
+    counted = candidates.candidates(
         _tagged(args.text, args.format, known),
         kept,
         known=known,
@@ -57,8 +59,8 @@ def extract(args: argparse.Namespace) -> None:
     )
     if not counted:
         raise UserError(f"no candidate is in {args.minimum} sentences: give more text or a lower --minimum")
-    triples, counts = mining.as_triples(counted)
-    mining.write_mined(args.out, triples, count=counts)
+    triples, counts = candidates.as_triples(counted)
+    candidates.write_mined(args.out, triples, count=counts)
     by_relation = Counter(triples.relation).most_common()
     print(f"{triples.size} candidates:", ", ".join(f"{RELATIONS[relation]} {n}" for relation, n in by_relation))
 
@@ -76,13 +78,13 @@ def _lemmas(triples: Triples) -> Counter:
 
 def score(args: argparse.Namespace) -> None:
     """Rank candidates by a trained run: the mean score of its seeds."""
-    from kbc_jax import scorer
+    from kbc_jax.scoring import scorer
 
-    triples, columns = mining.read_mined(args.candidates)
+    triples, columns = candidates.read_mined(args.candidates)
     scores = scorer.load(args.workdir, args.selected_on).score(triples).mean(0)
     order = np.argsort(-scores, kind="stable")
     columns = {name: values[order] for name, values in columns.items() if name != "score"}
-    mining.write_mined(args.out, triples.take(order), **columns, score=scores[order])
+    candidates.write_mined(args.out, triples.take(order), **columns, score=scores[order])
     print(f"{triples.size} triples in {args.out}, best first")
 
 
@@ -102,7 +104,7 @@ def walk(args: argparse.Namespace) -> None:
     rows = np.concatenate([bucket.rows for bucket in buckets])
     found = {"novelty": np.concatenate([bucket.novelty for bucket in buckets])}
     found["bucket"] = np.repeat(np.arange(len(buckets)), [len(bucket.rows) for bucket in buckets])
-    mining.write_mined(args.out, ranked.take(rows), **{name: values[rows] for name, values in columns.items()}, **found)
+    candidates.write_mined(args.out, ranked.take(rows), **{name: values[rows] for name, values in columns.items()}, **found)
     print("triples in each bucket:", ", ".join(str(len(bucket.rows)) for bucket in buckets))
     for count, mean in selection.mean_novelty_of_top(ranked, distance, (100, 1000, 10_000)).items():
         print(f"mean novelty of the best {count}: {mean:.2f}")
@@ -119,7 +121,7 @@ def _cuts(given: list[str], thirds: Callable[[], Sequence[float]]) -> Sequence[f
 
 def _scored(path: str) -> tuple[Triples, dict[str, np.ndarray]]:
     """Triples by falling score, with their columns in the same order."""
-    triples, columns = mining.read_mined(path)
+    triples, columns = candidates.read_mined(path)
     if "score" not in columns:
         raise UserError(f"{path} has no column score to rank by; it has {', '.join(columns) or 'no numbers'}")
     order = np.argsort(-columns["score"], kind="stable")
@@ -167,7 +169,7 @@ def novelty_sheet(args: argparse.Namespace) -> None:
     """A sheet of true triples, each beside the nearest training triple, for people to say how new it is."""
     split = load_split(args.split, args.data)
     pools = {"test": split.test.positives, "train": lambda: split.train}
-    pool = pools[args.of]() if args.of in pools else mining.read_mined(args.of)[0]
+    pool = pools[args.of]() if args.of in pools else candidates.read_mined(args.of)[0]
     picked = np.random.default_rng(args.seed).permutation(pool.size)[: args.rows]
     others = np.setdiff1d(np.arange(split.train.size), picked) if args.of == "train" else np.arange(split.train.size)
     triples, train = pool.take(picked), split.train.take(others)

@@ -16,11 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kbc_jax import baselines, compare, complete, embeddings, files, human, metrics, scorer
-from kbc_jax.data import RELATIONS, Lexicon, Split, Triples, find_directory, load_split
-from kbc_jax.mining import read_mined
-from kbc_jax.novelty import nearest, novelty
-from launch.cli import guarded
+from kbc_jax import complete
+from kbc_jax.facts import baselines, embeddings
+from kbc_jax.facts.data import RELATIONS, Lexicon, Split, Triples, find_directory, load_split
+from kbc_jax.facts.novelty import nearest, novelty
+from kbc_jax.mining.candidates import read_mined
+from kbc_jax.scoring import metrics, scorer
+from kbc_jax.tables import compare, human
+from training import files
+from training.cli import guarded
 from training.config import load_saved
 from training.errors import UserError
 
@@ -267,7 +271,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, tables and the plot")
     parser.add_argument("--data", default="", help="folder of the data, else QUINTET_DATA")
     args = parser.parse_args(argv)
-    from kbc_jax.tables import write
+    from kbc_jax.tables.pages import write
 
     out = files.folder(args.out)
     results = study(args.runs, args.data)

@@ -7,9 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-from launch.cli import guarded, split_overrides
 from training import config as configs
 from training import runtime
+from training.cli import guarded, split_overrides
 
 
 def main(argv: list[str]) -> None:

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch.cli import guarded
 from launch.report import write_report
+from training.cli import guarded
 
 GAME = "Boxing"
 FRAMES = 10_000
@@ -57,8 +57,8 @@ def python_m(module: str, *args: object) -> None:
 
 def compare(out: Path, seed: int) -> None:
     """The table of the report: both agents beside random play."""
-    from sgi.evaluation import random_play
-    from sgi.scores import SCORES
+    from sgi.atari.evaluation import random_play
+    from sgi.atari.scores import SCORES
     from training.metrics import read_rows
 
     rows = []

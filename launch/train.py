@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 
-from launch.cli import guarded, split_overrides
 from training import config as configs
 from training import runtime
+from training.cli import guarded, split_overrides
 from training.errors import UserError
 
 

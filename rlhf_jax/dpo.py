@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax import losses, models, reward_model, transformer
-from rlhf_jax.evaluate import held_out
-from rlhf_jax.masks import masked_sum
-from rlhf_jax.models import Policy
+from models import decoder
+from rlhf_jax import policy as models
+from rlhf_jax import reward_model
+from rlhf_jax.algorithms import losses
+from rlhf_jax.algorithms.masks import masked_sum
+from rlhf_jax.policy import Policy
+from rlhf_jax.rollouts.evaluate import held_out
 from training import optim
 from training.data import DatasetStream
 from training.errors import UserError
@@ -55,7 +58,7 @@ def make_method(config: ConfigDict, policy: Policy, consts: Any, evals: dict[str
         return loss, (metrics, extra)
 
     step = make_step(loss_fn, tx, accumulate=config.accumulate)
-    rules = () if policy.rank else transformer.RULES
+    rules = () if policy.rank else decoder.RULES
     return Method(init=init, step=step, evals=evals, consts=consts, rules=rules, warm=warm)
 
 
@@ -63,7 +66,7 @@ def pair_loss(trainable: Any, batch: dict, consts: dict, policy: Policy, config:
     """The loss on rows of `data.pair_rows`; S sums over a completion and its EOS."""
 
     def sums(weights: dict, side: str) -> jax.Array:
-        logps = transformer.token_logprobs(weights, policy.cfg, batch[f"ids_{side}"], batch[f"mask_{side}"])
+        logps = decoder.token_logprobs(weights, policy.cfg, batch[f"ids_{side}"], batch[f"mask_{side}"])
         return masked_sum(logps, batch[f"loss_{side}"])
 
     now, start = (policy.weights(x, consts["frozen"]) for x in (trainable, consts["init"]))

@@ -8,9 +8,10 @@ RUN is a workdir of rlhf_jax.sft, reward_model or rl: its newest checkpoint is t
 import argparse
 from pathlib import Path
 
-from launch.cli import guarded
-from rlhf_jax import hub, models
+from models.hub import folder as hub
+from rlhf_jax import policy
 from training import runtime
+from training.cli import guarded
 from training.config import load_saved
 
 PARTS = ("policy", "value", "reward")
@@ -19,10 +20,10 @@ PARTS = ("policy", "value", "reward")
 def export(run: str, folder: Path, part: str | None, dtype: str) -> None:
     """Write `part` of a run (None: its policy or reward model) with its tokeniser into `folder`."""
     config = load_saved(run)
-    _, tokeniser = models.open_data(config)
-    cfg = models.model_config(config.model, tokeniser)
+    _, tokeniser = policy.open_data(config)
+    cfg = policy.model_config(config.model, tokeniser)
     wanted = (part,) if part else ("policy", "reward")
-    weights = models.load(run, cfg, wanted, head=True)
+    weights = policy.load(run, cfg, wanted, head=True)
     hub.save(folder, cfg, weights, tokeniser=tokeniser, dtype=dtype)
 
 

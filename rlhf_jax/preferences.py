@@ -16,13 +16,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from launch.cli import guarded
-from rlhf_jax import data, models, rollout, text_metrics
-from rlhf_jax.judges import open_judge
+from rlhf_jax import policy as models
+from rlhf_jax.rollouts import rollout, text_metrics
+from rlhf_jax.rollouts import rows as data
+from rlhf_jax.rollouts.judges import open_judge
 from rlhf_jax.tasks import Examples, Pairs
 from rlhf_jax.tasks.base import pairs_of
 from rlhf_jax.tasks.files import read_jsonl
 from training import runtime
+from training.cli import guarded
 from training.config import load_saved
 from training.errors import UserError
 from training.rng import key_for

@@ -9,11 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax import data, models, preferences, transformer
-from rlhf_jax.models import last_score, model_config, with_head
+from models import decoder
+from models.decoder import TransformerConfig
+from models.tokenisers import Tokeniser
+from rlhf_jax import policy, preferences
+from rlhf_jax.policy import last_score, model_config, with_head
+from rlhf_jax.rollouts import rows as data
 from rlhf_jax.tasks import Task
-from rlhf_jax.tokenisers import Tokeniser
-from rlhf_jax.transformer import TransformerConfig
 from training import optim
 from training.data import DatasetStream
 from training.errors import UserError
@@ -30,7 +32,7 @@ def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
     check_batch(config.batch, mesh, config.accumulate)
     if config.objective not in OBJECTIVES:
         raise UserError(f"objective {config.objective!r} is unknown: use one of {', '.join(OBJECTIVES)}")
-    task, tokeniser = models.open_data(config)
+    task, tokeniser = policy.open_data(config)
     cfg = model_config(config.model, tokeniser)
     stream = DatasetStream(rows(config, task, tokeniser, "train"), batch=config.batch, seed=config.seed, mesh=mesh)
     return make_method(config, cfg, rows(config, task, tokeniser, "validation"), mesh), stream
@@ -58,11 +60,11 @@ def make_method(config: ConfigDict, cfg: TransformerConfig, validation: data.Row
     objective = {"pairs": pair_loss, "labels": label_loss}[config.objective]
 
     def init(seed: jax.Array, spec: Any) -> TrainState:
-        params = {"reward": with_head(key_for(seed, 0, "head"), transformer.init(key_for(seed, 0, "init"), cfg), cfg)}
+        params = {"reward": with_head(key_for(seed, 0, "head"), decoder.init(key_for(seed, 0, "init"), cfg), cfg)}
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params))
 
     def warm(state: TrainState) -> TrainState:
-        loaded = models.load(config.init_from, cfg, ("reward", "policy"), head=True)
+        loaded = policy.load(config.init_from, cfg, ("reward", "policy"), head=True)
         trunk = {name: jax.tree.map(jnp.asarray, x) for name, x in loaded.items() if name != "head"}
         params = {"reward": {**state.params["reward"], **trunk}}
         return state.replace(params=params, opt_state=tx.init(params))
@@ -75,7 +77,7 @@ def make_method(config: ConfigDict, cfg: TransformerConfig, validation: data.Row
     look = lambda state, rows, consts: objective(state.params["reward"], cfg, rows)  # noqa: E731
     evals = {"eval": Eval(config.eval.every, evaluate(look, validation, config.eval.rows, mesh))}
     warm_or_none = warm if config.init_from else None
-    return Method(init=init, step=step, evals=evals, rules=transformer.RULES, warm=warm_or_none)
+    return Method(init=init, step=step, evals=evals, rules=decoder.RULES, warm=warm_or_none)
 
 
 def pair_loss(params: dict, cfg: TransformerConfig, batch: dict) -> tuple[jax.Array, dict]:
@@ -111,7 +113,7 @@ def evaluate(
         found = []
         for start in starts:
             part = validation.batch(np.arange(start, start + size), np.zeros(0))
-            loss, metrics = run(state, models.spread_rows(part, mesh), consts())
+            loss, metrics = run(state, policy.spread_rows(part, mesh), consts())
             found.append({"loss": float(loss), **{name: float(x) for name, x in metrics.items()}})
         return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
 

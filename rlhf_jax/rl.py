@@ -14,11 +14,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from rlhf_jax import elastic, kl, losses, masks, models, rollout, sampling, transformer
-from rlhf_jax.evaluate import evaluations
-from rlhf_jax.judges import open_judge
-from rlhf_jax.models import Policy
-from rlhf_jax.objectives import OBJECTIVES, Scored, kept
+from models import decoder, sampling
+from rlhf_jax import policy as models
+from rlhf_jax.algorithms import elastic, kl, losses, masks
+from rlhf_jax.algorithms.objectives import OBJECTIVES, Scored, kept
+from rlhf_jax.policy import Policy
+from rlhf_jax.rollouts import rollout
+from rlhf_jax.rollouts.evaluate import evaluations
+from rlhf_jax.rollouts.judges import open_judge
 from training import optim
 from training.errors import UserError
 from training.method import Method, Stream, TrainState
@@ -91,7 +94,7 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
     def init(seed: jax.Array, spec: Any) -> TrainState:
         params = {"policy": policy.fresh(key_for(0, 0, "base"))}
         if critic:
-            trunk = transformer.init(key_for(0, 0, "value"), policy.cfg) if config.rl.value == "separate" else {}
+            trunk = decoder.init(key_for(0, 0, "value"), policy.cfg) if config.rl.value == "separate" else {}
             params["value"] = models.with_head(key_for(seed, 0, "value"), trunk, policy.cfg)
         extra = {"kl": jnp.float32(config.rl.kl), **copies(params)}
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
@@ -134,7 +137,7 @@ def make_method(world: World, consts: Any, evals: dict) -> Method:
         state = state.replace(step=state.step + 1, extra=extra)
         return state, {**metrics, **facts, "kl_weight": beta, "reset": reset}
 
-    rules = () if policy.rank else transformer.RULES
+    rules = () if policy.rank else decoder.RULES
     return Method(init=init, step=step, evals=evals, consts=consts, rules=rules, warm=warm)
 
 
@@ -210,13 +213,13 @@ def response_logprobs(
       always counts as one of them: rounding may have put it on the other side of the edge than in the sampler.
     """
     cfg, temperature, chosen = world.policy.cfg, world.how.temperature, ids[:, -N:]
-    predicting = lambda w: transformer.hidden(w, cfg, ids, mask)[:, -N - 1 : -1]  # noqa: E731
+    predicting = lambda w: decoder.hidden(w, cfg, ids, mask)[:, -N - 1 : -1]  # noqa: E731
     hidden = predicting(weights)
     if limit is None:
-        return transformer.chosen_logprobs(weights, cfg, hidden, chosen, temperature), hidden
-    allowed = sampling.nucleus(transformer.logits(limit, cfg, predicting(limit)), world.config.rl.limit_p)
+        return decoder.chosen_logprobs(weights, cfg, hidden, chosen, temperature), hidden
+    allowed = sampling.nucleus(decoder.logits(limit, cfg, predicting(limit)), world.config.rl.limit_p)
     allowed |= chosen[..., None] == jnp.arange(allowed.shape[-1])
-    z = jnp.where(allowed, transformer.logits(weights, cfg, hidden) / (temperature + 1e-7), -jnp.inf)
+    z = jnp.where(allowed, decoder.logits(weights, cfg, hidden) / (temperature + 1e-7), -jnp.inf)
     return jnp.take_along_axis(z, chosen[..., None], -1)[..., 0] - jax.nn.logsumexp(z, -1), hidden
 
 
@@ -225,7 +228,7 @@ def critic(params: dict, consts: dict, world: World, ids: jax.Array, mask: jax.A
     policy = world.policy
     if world.config.rl.value == "separate":
         return models.values(params["value"], policy.cfg, ids, mask)[:, -N - 1 : -1]
-    hidden = transformer.hidden(policy.weights(params["policy"], consts["frozen"]), policy.cfg, ids, mask)
+    hidden = decoder.hidden(policy.weights(params["policy"], consts["frozen"]), policy.cfg, ids, mask)
     return models.head(params["value"]["score"], hidden[:, -N - 1 : -1])
 
 

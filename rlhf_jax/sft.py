@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax import data, models, transformer
-from rlhf_jax.evaluate import held_out
-from rlhf_jax.models import Policy
+from models import decoder
+from models.tokenisers import Tokeniser
+from rlhf_jax import policy as models
+from rlhf_jax.policy import Policy
+from rlhf_jax.rollouts import rows as data
+from rlhf_jax.rollouts.evaluate import held_out
 from rlhf_jax.tasks import Task
-from rlhf_jax.tokenisers import Tokeniser
 from training import optim
 from training.data import DatasetStream
 from training.errors import UserError
@@ -62,13 +64,13 @@ def make_method(config: ConfigDict, policy: Policy, task: Task, tokeniser: Token
 
     step = make_step(loss_fn, tx, accumulate=config.accumulate)
     evals = {"eval": Eval(config.eval.every, held_out(config, policy, task, tokeniser, consts, mesh))}
-    rules = () if policy.rank else transformer.RULES
+    rules = () if policy.rank else decoder.RULES
     return Method(init=init, step=step, evals=evals, consts=consts, rules=rules, warm=warm if config.init_from else None)
 
 
 def cross_entropy(weights: dict, policy: Policy, batch: dict) -> tuple[jax.Array, jax.Array]:
     """Mean of -log p over the tokens marked 'loss' (the first of a row has no context and is left out), and their number."""
-    logps = transformer.token_logprobs(weights, policy.cfg, batch["ids"], batch["mask"])
+    logps = decoder.token_logprobs(weights, policy.cfg, batch["ids"], batch["mask"])
     first = jnp.cumsum(batch["mask"], 1) <= 1
     wanted = batch["loss"] & batch["mask"] & ~first
     count = wanted.sum()

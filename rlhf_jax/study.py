@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from launch.cli import guarded
-from rlhf_jax import tradeoff
-from rlhf_jax.tradeoff import Estimate, Points, over_seeds
+from rlhf_jax.rollouts import tradeoff
+from rlhf_jax.rollouts.tradeoff import Estimate, Points, over_seeds
+from training.cli import guarded
 from training.errors import UserError
 from training.metrics import read_rows
 

@@ -5,7 +5,7 @@
 Policies
     random   the data of SGI-R (Schwarzer et al. 2021): each action is drawn uniformly and held for Geom(1/3) steps (1, 2, ...;
              mean 3). The reference holds it for one step more than it draws (1 + Geom); here it is the number drawn
-    cells    explores from places seen before, reward-free: `sgi.explore`
+    cells    explores from places seen before, reward-free: `sgi.atari.explore`
     learner  what a fine-tuning or curiosity run did as it learned, played again: `--policy learner --workdir RUN`. SGI-W is
              the first part of several such runs, SGI-E a curious one's. Game, lanes, seed and rules are the run's
     checkpoint  a fine-tuned agent, epsilon-greedy, that learns no more: `--policy checkpoint --workdir RUN --epsilon 0.05`
@@ -28,11 +28,12 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.cli import guarded
-from sgi import explore, learners
-from sgi.atari import SIZE, AtariVec, display_name, num_actions, record_ram
-from sgi.dqn_replay import Writer
-from sgi.explore import BURST, MAX_CELLS, held_actions
+from sgi.agent import learners
+from sgi.atari import explore
+from sgi.atari.emulator import SIZE, AtariVec, display_name, num_actions, record_ram
+from sgi.atari.explore import BURST, MAX_CELLS, held_actions
+from sgi.recordings.dqn_replay import Writer
+from training.cli import guarded
 from training.errors import UserError
 
 BLOCK = 4096  # rows handed to the writer at once

@@ -20,10 +20,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from sgi.atari import SIZE, STACK, AtariVec, num_actions
-from sgi.layers import Conv, Dense
-from sgi.nets import flatten, scaled
-from sgi.rollouts import Rollout, RolloutStream, stacks
+from sgi.agent.rollouts import Rollout, RolloutStream, stacks
+from sgi.atari.emulator import SIZE, STACK, AtariVec, num_actions
+from sgi.nets.layers import Conv, Dense
+from sgi.nets.sgi_net import flatten, scaled
 from training import optim
 from training.advantages import gae
 from training.errors import UserError

@@ -13,14 +13,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from sgi import losses, rainbow, replay
-from sgi.actor import ActorStream
-from sgi.atari import STACK, AtariVec, num_actions
-from sgi.evaluation import episodes
-from sgi.nets import SGINet
-from sgi.resets import GROUP, reset
-from sgi.targets import spr_part
-from sgi.transfer import FIRST_LAYERS, transfer
+from sgi.agent import rainbow, replay
+from sgi.agent.actor import ActorStream
+from sgi.agent.resets import GROUP, reset
+from sgi.agent.transfer import FIRST_LAYERS, transfer
+from sgi.atari.emulator import STACK, AtariVec, num_actions
+from sgi.atari.evaluation import episodes
+from sgi.nets import losses
+from sgi.nets.sgi_net import SGINet
+from sgi.nets.targets import spr_part
 from training import optim
 from training.errors import UserError
 from training.method import Eval, Method, Stream, TrainState

@@ -2,11 +2,12 @@
 
     python -m sgi.formats SOURCE DESTINATION --game Boxing [--shards 1/1,1/25] [--to dqn|arrayrecord|tfds]
 
-SOURCE is a folder (or gs://...) of the DQN-Replay layout (`sgi.dqn_replay`), a folder of ArrayRecord files
-(`sgi.arrayrecord`), or tensorflow-datasets' rlu_atari_checkpoints, `tfds` or `tfds:FOLDER` (`sgi.rlds`). A conversion keeps
-(run, checkpoint) pairs and all kinds, bit for bit, but tensorflow-datasets has a place for the four usual kinds only. What is
-made (DESTINATION/{Game}; of tensorflow-datasets, each run) must not exist; it appears whole or not at all.
-Memory: blocks of rows. Disk: beside the result, 7 GB while a million frames of DQN-Replay files are read.
+SOURCE is a folder (or gs://...) of the DQN-Replay layout (`sgi.recordings.dqn_replay`), a folder of ArrayRecord files
+(`sgi.recordings.arrayrecord`), or tensorflow-datasets' rlu_atari_checkpoints, `tfds` or `tfds:FOLDER`
+(`sgi.recordings.rlds`). A conversion keeps (run, checkpoint) pairs and all kinds, bit for bit, but tensorflow-datasets has a
+place for the four usual kinds only. What is made (DESTINATION/{Game}; of tensorflow-datasets, each run) must not exist; it
+appears whole or not at all. Memory: blocks of rows. Disk: beside the result, 7 GB while a million frames of DQN-Replay files
+are read.
 """
 
 import argparse
@@ -21,10 +22,10 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from launch.cli import guarded
-from sgi import arrayrecord, dqn_replay, rlds
-from sgi.atari import display_name
-from sgi.dqn_replay import Store, default_cache, pick_shards
+from sgi.atari.emulator import display_name
+from sgi.recordings import arrayrecord, dqn_replay, rlds
+from sgi.recordings.dqn_replay import Store, default_cache, pick_shards
+from training.cli import guarded
 from training.errors import UserError
 
 DQN, ARRAYRECORD, TFDS = "dqn", "arrayrecord", "tfds"
@@ -60,7 +61,7 @@ def format_of(root: str | os.PathLike, game: str) -> str:
 
 
 def open_play(root: str | os.PathLike, game: str, shards: Shards = "all", cache: str | os.PathLike | None = None) -> Store:
-    """Opens recorded play of any format for random access; see `sgi.dqn_replay.open_store`.
+    """Opens recorded play of any format for random access; see `sgi.recordings.dqn_replay.open_store`.
 
     DQN-Replay frames are decoded into `cache` once, tensorflow-datasets is made an ArrayRecord file there once, and ArrayRecord
     files are read where they are.

@@ -3,8 +3,8 @@
     python -m sgi.play WORKDIR [--step N] [--episodes N] [--epsilon E] [--seed S] [--out FILE.{gif,png,webp,mp4}] [--watch]
     python -m sgi.play --policy random --game Boxing
 
-The games are those of an evaluation with one lane (sgi/evaluation.py). The agent sees grey 84x84 frames; for the video each
-game's actions are played again on a bare emulator, which gives the same game, sticky actions included.
+The games are those of an evaluation with one lane (`sgi.atari.evaluation`). The agent sees grey 84x84 frames; for the video
+each game's actions are played again on a bare emulator, which gives the same game, sticky actions included.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from ale_py import ALEInterface
 from ml_collections import ConfigDict
 from PIL import Image
 
-from launch.cli import guarded
 from sgi import finetune
-from sgi.atari import FRAME_SKIP, AtariVec, display_name, replay
-from sgi.evaluation import Game, emulator_seed, make_env, play, policy, random_policy
-from sgi.weights import check_suffix, whole
+from sgi.atari.emulator import FRAME_SKIP, AtariVec, display_name, replay
+from sgi.atari.evaluation import Game, emulator_seed, make_env, play, policy, random_policy
+from sgi.reference.weights import check_suffix, whole
 from training import config as configs
 from training import population, runtime
 from training.checkpoint import read_arrays
+from training.cli import guarded
 from training.errors import UserError
 from training.method import TrainState
 from training.sharding import make_mesh

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sgi import losses
-from sgi.atari import STACK, num_actions
-from sgi.augment import augment
-from sgi.nets import DOPAMINE, SGINet, flatten
-from sgi.source import open_data
-from sgi.targets import SUPPORT, frozen_statistics, mean_cosine, project, q_part, spr_part
-from sgi.trajectories import Windows, stacks
+from sgi.atari.emulator import STACK, num_actions
+from sgi.nets import losses
+from sgi.nets.augment import augment
+from sgi.nets.sgi_net import DOPAMINE, SGINet, flatten
+from sgi.nets.targets import SUPPORT, frozen_statistics, mean_cosine, project, q_part, spr_part
+from sgi.recordings.source import open_data
+from sgi.recordings.trajectories import Windows, stacks
 from training import optim
 from training.data import DatasetStream
 from training.errors import UserError

@@ -15,18 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.cli import guarded
-from sgi.atari import rom_name
-from sgi.augment import prepare
-from sgi.dqn_replay import Store
+from sgi.atari.emulator import rom_name
 from sgi.formats import open_play
-from sgi.nets import SGINet, flatten
+from sgi.nets.augment import prepare
+from sgi.nets.sgi_net import SGINet, flatten
+from sgi.nets.targets import mean_cosine
 from sgi.pretrain import build_net
-from sgi.targets import mean_cosine
-from sgi.trajectories import Windows, stacks
+from sgi.recordings.dqn_replay import Store
+from sgi.recordings.trajectories import Windows, stacks
 from training import config as configs
 from training import runtime
 from training.checkpoint import read_arrays
+from training.cli import guarded
 from training.errors import UserError
 
 # RAM addresses of positions: Anand et al. 2019 (AtariARI).

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from rliable import library, metrics
 
-from launch.cli import guarded
-from launch.report_stats import half_interval
-from sgi.atari import display_name
-from sgi.scores import SCORES, human_normalised, iqm, published
+from sgi.atari.emulator import display_name
+from sgi.atari.scores import SCORES, human_normalised, iqm, published
+from training.cli import guarded
 from training.config import load_saved
 from training.errors import UserError
 from training.metrics import read_rows
+from training.statistics import half_interval
 
 # human-normalised scores [runs, games] -> number
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {

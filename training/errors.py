@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: one clear line, exit code 2, no traceback (launch/cli.py)."""
+"""Mistakes that a user can mend: one clear line, exit code 2, no traceback (training/cli.py)."""
 
 
 class UserError(Exception):

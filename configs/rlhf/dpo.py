@@ -11,7 +11,7 @@ Variants
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.config import language, task_of, tiny
+from rlhf_jax.tasks.config import language, task_of, tiny
 
 VARIANTS = ("tldr", "small_tldr", "small_qa", "small_imdb", "tiny")
 

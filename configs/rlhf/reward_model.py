@@ -13,7 +13,7 @@ Variants
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.config import language, task_of, tiny
+from rlhf_jax.tasks.config import language, task_of, tiny
 
 VARIANTS = ("tldr", "qa", "chat", "small_labels", "small_pairs", "small_tldr", "small_qa", "tiny")
 

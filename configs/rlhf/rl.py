@@ -18,7 +18,7 @@ Variants <task>_<arm>
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.config import language, task_of, tiny
+from rlhf_jax.tasks.config import language, task_of, tiny
 
 PAPER = (
     *(f"imdb_{arm}" for arm in ("ppo", "nlpo", "elastic", "ema", "init")),

@@ -12,7 +12,7 @@ Variants
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.config import language, task_of, tiny
+from rlhf_jax.tasks.config import language, task_of, tiny
 
 SMALL = ("imdb", "tldr", "qa", "gsm8k", "arithmetic")
 VARIANTS = ("tldr", "qa", "chat", *(f"small_{task}" for task in SMALL), "tiny")

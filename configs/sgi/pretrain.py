@@ -49,7 +49,7 @@ def get_config(variant: str = "mixed") -> ConfigDict:
     c.reference_quirks = False  # True: the goal head, goal noise and masks exactly as in the reference code (docs/sgi.md)
     c.net = {"encoder": "M", "width": 1.0, "hidden": 512, "dtype": "float32"}  # 'bfloat16' on accelerators
     c.data = {
-        "dir": "",  # DQN-Replay files, ArrayRecord or tfds:folder; see sgi/source.py for the defaults
+        "dir": "",  # DQN-Replay files, ArrayRecord or tfds:folder; see sgi/recordings/source.py for the defaults
         "game": "Pong",
         "shards": MIXED,
         "cache": "",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax import elastic
+from rlhf_jax.algorithms import elastic
 from rlhf_jax.translation import nets
 from rlhf_jax.translation.corpus import Corpus, GameSource, open_corpus
 from rlhf_jax.translation.data import find_directory

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kbc_jax import adagrad
+from kbc_jax.scoring import adagrad
 
 LR = 0.01
 

@@ -7,9 +7,9 @@ from math import log, sqrt
 import numpy as np
 import pytest
 
-from kbc_jax import baselines
-from kbc_jax.data import Lexicon, Split, Triples, load_split
-from kbc_jax.novelty import novelty
+from kbc_jax.facts import baselines
+from kbc_jax.facts.data import Lexicon, Split, Triples, load_split
+from kbc_jax.facts.novelty import novelty
 from training.errors import UserError
 
 TRAIN = Triples.of(

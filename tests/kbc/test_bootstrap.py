@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kbc_jax import bootstrap, metrics
+from kbc_jax.scoring import bootstrap, metrics
 from training.errors import UserError
 
 PLAIN = {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kbc_jax import claims, compare
-from kbc_jax.bootstrap import Draws, estimate
+from kbc_jax.scoring.bootstrap import Draws, estimate
+from kbc_jax.tables import claims, compare
 
 
 def arms(seeds=2, n=90):

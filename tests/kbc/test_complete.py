@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kbc_jax import complete, embeddings, metrics, negatives
-from kbc_jax.data import phrase_means
-from kbc_jax.source import TripleSource, open_knowledge
+from kbc_jax import complete
+from kbc_jax.facts import embeddings, negatives
+from kbc_jax.facts.data import phrase_means
+from kbc_jax.facts.source import TripleSource, open_knowledge
+from kbc_jax.scoring import metrics
 from training import config as configs
 from training import population
 from training.data import DatasetStream

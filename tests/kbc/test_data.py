@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbc_jax import data
-from kbc_jax.data import Lexicon, Triples, load_graph, load_split, phrase_means, read_triples, with_negatives
+from kbc_jax.facts import data
+from kbc_jax.facts.data import Lexicon, Triples, load_graph, load_split, phrase_means, read_triples, with_negatives
 from training.errors import UserError
 
 

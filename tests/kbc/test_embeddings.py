@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from kbc_jax import embeddings, minilm
-from kbc_jax.data import Lexicon, Triples, load_split
-from kbc_jax.embeddings import phrase_vectors, word_vectors
+from kbc_jax.facts import embeddings
+from kbc_jax.facts.data import Lexicon, Triples, load_split
+from kbc_jax.facts.embeddings import phrase_vectors, word_vectors
+from models import minilm
 from tests.kbc import tiny_bert
 from training.errors import UserError
 

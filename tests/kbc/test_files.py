@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from kbc_jax import files
+from training import files
 from training.errors import UserError
 
 

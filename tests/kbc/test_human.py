@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbc_jax import human, mining
+from kbc_jax.mining import candidates
+from kbc_jax.tables import human
 from training.errors import UserError
 
 
@@ -57,7 +58,7 @@ def test_no_unseen_triples_and_missing_columns():
 def test_published_score_of_the_466():
     if not (root := os.environ.get("QUINTET_DATA")):
         pytest.skip("QUINTET_DATA is not set: no rated triples")
-    triples, data = mining.read_mined(Path(root) / "conceptnet100k" / "wiki_mined" / "human_scored_466.tsv")
+    triples, data = candidates.read_mined(Path(root) / "conceptnet100k" / "wiki_mined" / "human_scored_466.tsv")
     found = human.compare({}, data, np.arange(triples.size) % 3, np.arange(triples.size) < 100, 400)
     li = found["rankings"][human.LI]["spearman"]
     assert li["mean"] == pytest.approx(0.173, abs=5e-4) and 0.06 < li["low"] < 0.12 and 0.22 < li["high"] < 0.29

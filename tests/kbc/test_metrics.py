@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kbc_jax import metrics
+from kbc_jax.scoring import metrics
 from training.errors import UserError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from kbc_jax import bert, minilm
+from models import bert, minilm
 from tests.kbc import tiny_bert
 from training.errors import UserError
 

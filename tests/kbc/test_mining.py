@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbc_jax import mine, mining, tagging
-from kbc_jax.data import Triples
-from kbc_jax.mining import Sides
-from kbc_jax.tagging import Token
+from kbc_jax import mine
+from kbc_jax.facts.data import Triples
+from kbc_jax.mining import candidates, tagging
+from kbc_jax.mining.candidates import Sides
+from kbc_jax.mining.tagging import Token
 from training.errors import UserError
 
 TAGS = dict(dog="NOUN", bone="NOUN", house="NOUN", the="DET", a="DET", big="ADJ", eat="VERB", and_="CONJ", it="PRON")
@@ -46,25 +47,25 @@ def data() -> Path:
 def test_patterns_are_the_most_frequent_tag_sequences_of_each_side():
     rows = [("isa", "dog", "big dog"), ("isa", "bone", "bone"), ("isa", "big house", "house"), ("isa", "dog , bone", "dog")]
     rows += [("isa", "big dog eat the big bone", "dog"), ("usedfor", "bone", "eat")]
-    found = mining.learn_patterns(Triples.of(rows), table_tagger, relations=("isa", "usedfor"), top=1)
+    found = candidates.learn_patterns(Triples.of(rows), table_tagger, relations=("isa", "usedfor"), top=1)
     assert found == {"isa": ({("NOUN",): 2}, {("NOUN",): 4}), "usedfor": ({("NOUN",): 1}, {("VERB",): 1})}
-    both = mining.learn_patterns(Triples.of(rows), table_tagger, relations=("isa",))
+    both = candidates.learn_patterns(Triples.of(rows), table_tagger, relations=("isa",))
     assert both["isa"].head == {("NOUN",): 2, ("ADJ", "NOUN"): 1}, "five words with punctuation, six words: left out"
     with pytest.raises(UserError, match="causes"):
-        mining.learn_patterns(Triples.of(rows), table_tagger, relations=("isa", "causes"))
+        candidates.learn_patterns(Triples.of(rows), table_tagger, relations=("isa", "causes"))
 
 
 def test_patterns_survive_their_file(tmp_path):
-    mining.save_patterns(PATTERNS, tmp_path / "p.json")
-    assert mining.load_patterns(tmp_path / "p.json") == PATTERNS
+    candidates.save_patterns(PATTERNS, tmp_path / "p.json")
+    assert candidates.load_patterns(tmp_path / "p.json") == PATTERNS
     for text in ("[1]", "no json", '{"isa": {"head": {}}}', '{"isnta": {"head": {}, "tail": {}}}'):
         (tmp_path / "p.json").write_text(text)
         with pytest.raises(UserError, match=r"p\.json"):
-            mining.load_patterns(tmp_path / "p.json")
+            candidates.load_patterns(tmp_path / "p.json")
 
 
 def test_pairs_of_one_sentence_in_both_orders():
-    found = mining.candidates([words("the dog|Dogs eat|ate bones a house|houses")], PATTERNS)
+    found = candidates.candidates([words("the dog|Dogs eat|ate bones a house|houses")], PATTERNS)
     assert found == {
         ("capableof", "dog", "eat"): 1,
         ("capableof", "house", "eat"): 1,
@@ -74,7 +75,7 @@ def test_pairs_of_one_sentence_in_both_orders():
 
 
 def test_arguments_do_not_overlap_and_a_place_counts_once():
-    found = mining.candidates([words("the big dog eat bone")], PATTERNS)
+    found = candidates.candidates([words("the big dog eat bone")], PATTERNS)
     assert {key for key in found if key[0] == "capableof"} == {
         ("capableof", head, tail)
         for head, tail in [("dog", "eat"), ("dog", "eat bone"), ("big dog", "eat"), ("big dog", "eat bone")]
@@ -82,32 +83,32 @@ def test_arguments_do_not_overlap_and_a_place_counts_once():
     assert set(found.values()) == {1}, "`bone eat` lies inside `eat bone`, and the articles add nothing"
     sides = {"isa": pattern("DET_NOUN NOUN", "NOUN")}
     sides["usedfor"] = pattern("DET_NOUN", "DET_NOUN")
-    found = mining.candidates([words("the dog . a bone")], sides)
+    found = candidates.candidates([words("the dog . a bone")], sides)
     assert found == {(r, *pair): 1 for r in sides for pair in [("dog", "bone"), ("bone", "dog")]}
 
 
 def test_relations_of_a_pair_add_up_over_its_places_in_a_sentence():
     noun, verb = (Token("fish", tag, "fish") for tag in ("NOUN", "VERB"))
-    found = mining.candidates([(*words("dog"), verb, *words("."), noun, *words("dog"))], PATTERNS)
+    found = candidates.candidates([(*words("dog"), verb, *words("."), noun, *words("dog"))], PATTERNS)
     assert found["capableof", "dog", "fish"] == found["isa", "dog", "fish"] == 1
 
 
 def test_unknown_word_is_a_barrier_to_phrases_not_to_pairs():
-    found = mining.candidates([words("big <unk> dog eat")], PATTERNS)
+    found = candidates.candidates([words("big <unk> dog eat")], PATTERNS)
     assert found == {("capableof", "dog", "eat"): 1}
 
 
 def test_window_counts_the_words_between():
     sentence = [words("dog . . . eat")]
-    assert not mining.candidates(sentence, PATTERNS, window=2)
-    assert mining.candidates(sentence, PATTERNS, window=3) == {("capableof", "dog", "eat"): 1}
+    assert not candidates.candidates(sentence, PATTERNS, window=2)
+    assert candidates.candidates(sentence, PATTERNS, window=3) == {("capableof", "dog", "eat"): 1}
 
 
 def test_stop_words_and_known_triples_are_left_out():
     sides = {"capableof": pattern("PRON NOUN", "VERB")}
     sentences = [words("it eat . dog eat . house eat")]
     known = Triples.of([("capableof", "dog", "eat"), ("isa", "house", "eat")])
-    assert mining.candidates(sentences, sides, known=known) == {("capableof", "house", "eat"): 1}
+    assert candidates.candidates(sentences, sides, known=known) == {("capableof", "house", "eat"): 1}
     assert not tagging.is_argument("to the") and not tagging.is_argument("& 7")
     assert tagging.normalise(words("the dog|Dogs eat|ate a big bone|bones")) == "dog eat big bone"
 
@@ -132,24 +133,24 @@ def test_counts_match_brute_force(minimum):
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["dog", "bone", "big", "eat", ".", "<unk>"], 12)) for _ in range(30)]
     sentences = [words(text) for text in texts]
-    found = mining.candidates(iter(sentences), PATTERNS, window=4, minimum=minimum, max_words=2)
+    found = candidates.candidates(iter(sentences), PATTERNS, window=4, minimum=minimum, max_words=2)
     assert found == brute_force(sentences, PATTERNS, 4, minimum, 2)
     assert len(found) > 12 and max(found.values()) > 5
 
 
 def test_nothing_found_is_an_empty_counter():
-    assert mining.candidates([words("dog .")], PATTERNS) == {} == mining.candidates([], PATTERNS)
-    assert mining.as_triples(Counter())[0].size == 0
-    assert mining.candidates([words("dog eat"), words("dog eat")], PATTERNS, minimum=3) == {}
+    assert candidates.candidates([words("dog .")], PATTERNS) == {} == candidates.candidates([], PATTERNS)
+    assert candidates.as_triples(Counter())[0].size == 0
+    assert candidates.candidates([words("dog eat"), words("dog eat")], PATTERNS, minimum=3) == {}
 
 
 def test_mined_files_survive_and_errors_name_the_line(tmp_path):
     counted = Counter({("isa", "dog", "big dog"): 2, ("isa", "a", "b"): 7, ("usedfor", "bone", "eat"): 2})
-    triples, counts = mining.as_triples(counted)
+    triples, counts = candidates.as_triples(counted)
     assert triples.keys() == [("isa", "a", "b"), ("isa", "dog", "big dog"), ("usedfor", "bone", "eat")]
     path = tmp_path / "mined.tsv"
-    mining.write_mined(path, triples, count=counts)
-    back, columns = mining.read_mined(path)
+    candidates.write_mined(path, triples, count=counts)
+    back, columns = candidates.read_mined(path)
     assert back.keys() == triples.keys() and columns["count"].tolist() == [7, 2, 2]
     assert path.read_text().splitlines()[2] == "IsA\tdog\tbig dog\t2"
     head = "rel\thead\ttail\tscore\n"
@@ -160,12 +161,12 @@ def test_mined_files_survive_and_errors_name_the_line(tmp_path):
     ]:  # fmt: skip
         path.write_text(text)
         with pytest.raises(UserError, match=rf"mined\.tsv.*{where}"):
-            mining.read_mined(path)
+            candidates.read_mined(path)
     path.write_bytes(head.encode() + b"IsA\tcaf\xe9\tb\t1\n")
     with pytest.raises(UserError, match=r"mined\.tsv line 2 is not UTF-8"):
-        mining.read_mined(path)
+        candidates.read_mined(path)
     path.write_bytes(b"\xef\xbb\xbf" + head.encode() + b"IsA\tdog\tpet\t1\r\n")
-    assert mining.read_mined(path)[0].keys() == [("isa", "dog", "pet")]
+    assert candidates.read_mined(path)[0].keys() == [("isa", "dog", "pet")]
 
 
 def test_wikitext_sentences(tmp_path):
@@ -250,12 +251,12 @@ def test_command_line_from_patterns_to_candidates(tmp_path, capsys, monkeypatch)
     monkeypatch.delenv("QUINTET_DATA", raising=False)
     monkeypatch.setattr(tagging, "SpacyTagger", lambda: tagging.UnigramTagger([]))  # every word a noun
     mine.main(["patterns", "--out", f"{tmp_path}/p.json", "--top", "2"])
-    kept = mining.load_patterns(tmp_path / "p.json")
+    kept = candidates.load_patterns(tmp_path / "p.json")
     assert kept["isa"].tail.keys() == {("NOUN",), ("NOUN", "NOUN")} and "causes" not in kept, "the toy facts have no causes"
     (tmp_path / "text").write_text("Dogs_NNS resemble_VBP horses_NNS ._.\n" * 3 + "Dogs_NNS bite_VBP people_NNS ._.\n")
     options = ["extract", "--patterns", f"{tmp_path}/p.json", "--text", f"{tmp_path}/text", "--out", f"{tmp_path}/out.tsv"]
     mine.main([*options, "--format", "masc", "--minimum", "2"])
-    triples, columns = mining.read_mined(tmp_path / "out.tsv")
+    triples, columns = candidates.read_mined(tmp_path / "out.tsv")
     assert triples.keys()[:2] == [("atlocation", "dog", "horse"), ("atlocation", "horse", "dog")]
     assert triples.size % 2 == 0 and set(columns["count"]) == {3}
     assert f"{triples.size} candidates: AtLocation 2" in capsys.readouterr().out
@@ -271,7 +272,7 @@ def test_patterns_from_text_that_is_tagged_by_hand(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"requirements-kbc\.txt"):
         mine.main(["patterns", "--out", f"{tmp_path}/p.json"])
     mine.main(["patterns", "--out", f"{tmp_path}/p.json", "--masc", f"{tmp_path}/masc"])
-    kept = mining.load_patterns(tmp_path / "p.json")
+    kept = candidates.load_patterns(tmp_path / "p.json")
     assert ("VERB", "NOUN") in kept["usedfor"].tail and ("ADJ",) in kept["hasproperty"].tail  # play song; hard
 
 
@@ -302,20 +303,20 @@ def test_patterns_of_conceptnet_find_candidates_in_masc_without_spacy(tmp_path):
     text = data() / "text" / "masc_tagged.txt.gz"
     train = data() / "train100k.tsv"
     rows = [tuple(line.lower().split("\t")) for line in train.read_text(encoding="utf-8").splitlines()[:20000]]
-    known = Triples.of([row for row in rows if row[0] in mining.MINED])
+    known = Triples.of([row for row in rows if row[0] in candidates.MINED])
     vocabulary = Counter(word for phrase in (*known.head, *known.tail) for word in phrase.split())
     sentences = list(itertools.islice(tagging.read_masc(text, vocabulary), 3000))
-    patterns = mining.learn_patterns(known, tagging.UnigramTagger(sentences))
+    patterns = candidates.learn_patterns(known, tagging.UnigramTagger(sentences))
     assert all(len(side) == 15 for sides in patterns.values() for side in sides)
     assert patterns["atlocation"].head.most_common(1)[0][0] == ("NOUN",)
-    found = mining.candidates(sentences, patterns, known=known, minimum=3)
+    found = candidates.candidates(sentences, patterns, known=known, minimum=3)
     assert 5_000 < len(found) < 50_000 and not set(found) & set(known.keys())
     assert all(tagging.is_argument(phrase) for key in found for phrase in key[1:])
 
 
 def test_files_of_mined_triples():
-    triples, columns = mining.read_mined(data() / "wiki_mined" / "novel3000.tsv")
-    assert triples.size == 3000 and Counter(triples.relation) == dict.fromkeys(mining.MINED, 300)
+    triples, columns = candidates.read_mined(data() / "wiki_mined" / "novel3000.tsv")
+    assert triples.size == 3000 and Counter(triples.relation) == dict.fromkeys(candidates.MINED, 300)
     assert columns["wiki_count"].min() == 7 and 0 < columns["li_score"].min() < columns["li_score"].max() < 1
-    triples, columns = mining.read_mined(data() / "wiki_mined" / "human_scored_466.tsv")
+    triples, columns = candidates.read_mined(data() / "wiki_mined" / "human_scored_466.tsv")
     assert triples.size == 466 and list(columns) == ["rater1", "rater2", "mean", "wiki_count", "li_score"]

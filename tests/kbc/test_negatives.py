@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from kbc_jax import negatives, nets
+from kbc_jax.facts import negatives
+from kbc_jax.scoring import nets
 from training.errors import UserError
 
 B = 6

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from kbc_jax import negatives, nets
+from kbc_jax.facts import negatives
+from kbc_jax.scoring import nets
 from training.errors import UserError
 
 R, D, F = 5, 6, 8  # relations, width of a phrase vector, hidden width

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kbc_jax.data import Lexicon, Triples
-from kbc_jax.novelty import k_nearest, nearest, neighbours, novelty
+from kbc_jax.facts.data import Lexicon, Triples
+from kbc_jax.facts.novelty import k_nearest, nearest, neighbours, novelty
 from training.errors import UserError
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kbc_jax import complete, nets, ranking
-from kbc_jax.data import RELATIONS, Lexicon, Triples, load_graph
+from kbc_jax import complete
+from kbc_jax.facts.data import RELATIONS, Lexicon, Triples, load_graph
+from kbc_jax.scoring import nets, ranking
 from training.errors import UserError
 
 D, S = 10, 4

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbc_jax import mine, mining, ratings
-from kbc_jax.data import RELATIONS, Triples
+from kbc_jax import mine
+from kbc_jax.facts.data import RELATIONS, Triples
+from kbc_jax.mining import candidates, ratings
 from training.errors import UserError
 
 NAN = float("nan")
@@ -154,7 +155,7 @@ def test_novelty_table_orders_the_codes_from_old_to_new():
 def test_published_ratings_of_mined_triples():
     if not (root := os.environ.get("QUINTET_DATA")):
         pytest.skip("QUINTET_DATA is not set: no rated triples")
-    triples, columns = mining.read_mined(Path(root) / "conceptnet100k" / "wiki_mined" / "human_scored_466.tsv")
+    triples, columns = candidates.read_mined(Path(root) / "conceptnet100k" / "wiki_mined" / "human_scored_466.tsv")
     first, second = columns["rater1"], columns["rater2"]
     np.testing.assert_allclose((first + second) / 2, columns["mean"])
     assert [first.mean(), second.mean()] == pytest.approx([2.51, 2.40], abs=0.005)
@@ -165,7 +166,7 @@ def test_published_ratings_of_mined_triples():
 
 def test_command_line_from_scores_to_agreement(tmp_path, capsys):
     for name, ranked in RANKED.items():
-        mining.write_mined(tmp_path / f"{name}.tsv", ranked.take([2, 0, 1]), score=[0.1, 0.9, 0.5])
+        candidates.write_mined(tmp_path / f"{name}.tsv", ranked.take([2, 0, 1]), score=[0.1, 0.9, 0.5])
     scored = [f"{name}={tmp_path}/{name}.tsv" for name in RANKED]
     files = ["--out", f"{tmp_path}/sheet.tsv", "--key", f"{tmp_path}/key.json"]
     mine.main(["sheet", "--scored", *scored, *files, "--top", "2"])
@@ -183,7 +184,7 @@ def test_command_line_from_scores_to_agreement(tmp_path, capsys):
         mine.main(["sheet", "--scored", *scored, scored[0], *files])
     with pytest.raises(UserError, match="4 of the best 4 of 3 triples"):
         mine.main(["sheet", "--scored", *scored, *files, "--top", "4"])
-    mining.write_mined(tmp_path / "dnn.tsv", RANKED["dnn"], count=[1, 2, 3])
+    candidates.write_mined(tmp_path / "dnn.tsv", RANKED["dnn"], count=[1, 2, 3])
     with pytest.raises(UserError, match=r"dnn\.tsv has no column score.*count"):
         mine.main(["sheet", "--scored", *scored, *files])
 
@@ -198,8 +199,8 @@ def test_the_buckets_of_a_walk_are_models_of_their_own(tmp_path):
     """A bucket with fewer triples than asked for gives what it has; the best of each come first."""
     triples = Triples.of([("isa", "x", f"t{i}") for i in range(6)])
     columns = {"score": [6, 5, 4, 3, 2, 1], "bucket": [0, 1, 0, 2, 0, 2]}
-    mining.write_mined(tmp_path / "walk.tsv", triples, **columns)
-    mining.write_mined(tmp_path / "plain.tsv", triples, score=[1, 2, 3, 4, 5, 6])
+    candidates.write_mined(tmp_path / "walk.tsv", triples, **columns)
+    candidates.write_mined(tmp_path / "plain.tsv", triples, score=[1, 2, 3, 4, 5, 6])
     scored = [f"dnn={tmp_path}/walk.tsv", f"li={tmp_path}/plain.tsv"]
     files = ["--out", f"{tmp_path}/sheet.tsv", "--key", f"{tmp_path}/key.json"]
     mine.main(["sheet", "--scored", *scored, *files, "--top", "2"])
@@ -213,7 +214,7 @@ def test_the_buckets_of_a_walk_are_models_of_their_own(tmp_path):
 
 def test_a_sheet_may_draw_from_the_best(tmp_path):
     triples = Triples.of([("isa", "x", f"t{i}") for i in range(60)])
-    mining.write_mined(tmp_path / "a.tsv", triples, score=range(60, 0, -1))
+    candidates.write_mined(tmp_path / "a.tsv", triples, score=range(60, 0, -1))
     files = ["--out", f"{tmp_path}/sheet.tsv", "--key", f"{tmp_path}/key.json"]
     mine.main(["sheet", "--scored", f"a={tmp_path}/a.tsv", *files, "--top", "10", "--from", "40"])
     drawn = {int(tail[1:]) for tail in key_models(tmp_path)}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kbc_jax import selection
-from kbc_jax.data import Triples
+from kbc_jax.facts.data import Triples
+from kbc_jax.mining import selection
 from training.errors import UserError
 
 RANKED = Triples.of([("isa", f"h{i}", f"t{i}") for i in range(1000)])

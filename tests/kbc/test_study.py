@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbc_jax import baselines, cells, claims, data, embeddings, human, link, metrics, mine, mining, scorer, study, tables
-from kbc_jax.data import Lexicon, Triples, load_split
+from kbc_jax import link, mine, study
+from kbc_jax.facts import baselines, data, embeddings
+from kbc_jax.facts.data import Lexicon, Triples, load_split
+from kbc_jax.mining import candidates as mining
+from kbc_jax.scoring import metrics, scorer
+from kbc_jax.tables import cells, claims, human, pages
 from launch.report import write_report
 from training import config as configs
 from training.errors import UserError
@@ -126,12 +130,12 @@ def test_mined_triples_that_are_there_are_studied(runs, mined_data, tmp_path, re
     before = results["official"]["arms"]["factorized"]["test"]["accuracy"]["values"][0]
     assert official["arms"]["factorized"]["test"]["accuracy"]["values"] == [before]
     (tmp_path / "out").mkdir()
-    tables.write({"official": official}, tmp_path / "out")
+    pages.write({"official": official}, tmp_path / "out")
     assert (tmp_path / "out" / "7-mined-official.table.json").exists()
 
 
 def test_tables_and_plot_make_a_report(results, tmp_path):
-    tables.write(results, tmp_path)
+    pages.write(results, tmp_path)
     names = {path.name.removesuffix(".table.json") for path in tmp_path.glob("*.table.json")}
     assert {"1-completion", "2-thirds-official", "3-paired-thirds-redrawn", "3b-differences-redrawn", "4-claims",
             "4b-claims-in-detail", "5-embeddings", "5b-novelty-by-people", "7c-mined-published"} <= names  # fmt: skip
@@ -150,7 +154,7 @@ def test_the_plot_shows_every_point_in_the_colour_of_its_model(tmp_path, monkeyp
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
     points = {"true": [[0.0, 0.9], [1, 0.1]], "false": [[0, 0.3], [1, 1.0]]}
     curves = {"official": {"curve": {"fusion": points, "dnn": points}}, "random": {"curve": {"dnn": points, "mine": points}}}
-    tables.plot(curves, tmp_path / "a.png")
+    pages.plot(curves, tmp_path / "a.png")
     first, second = pyplot.gcf().axes
     low, high = first.get_ylim()
     assert low < 0.1 and high > 1
@@ -161,8 +165,8 @@ def test_the_plot_shows_every_point_in_the_colour_of_its_model(tmp_path, monkeyp
 def test_arms_with_other_numbers_of_seeds_are_said(results):
     fewer = {**results["official"], "arms": {**results["official"]["arms"]}}
     fewer["arms"]["dnn"] = {**fewer["arms"]["dnn"], "seeds": 1}
-    assert "Arms differ in seeds (official: factorized 2, dnn 1)" in tables.completion({"official": fewer})["caption"]
-    assert "Arms differ" not in tables.completion(results)["caption"]
+    assert "Arms differ in seeds (official: factorized 2, dnn 1)" in pages.completion({"official": fewer})["caption"]
+    assert "Arms differ" not in pages.completion(results)["caption"]
     verdicts = [row[3] for row in claims.summary({"official": fewer})["rows"]]
     assert verdicts == ["one seed", "not measured", "not measured", "one seed", "not measured"]
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from kbc_jax import bootstrap, human, study, tables_mined
-from kbc_jax.compare import compare, row_sets
+from kbc_jax import study
+from kbc_jax.scoring import bootstrap
+from kbc_jax.tables import human, mined
+from kbc_jax.tables.compare import compare, row_sets
 
 N = 120
 
@@ -28,7 +30,7 @@ def results():
 
 
 def test_l2_table_shows_what_unseen_words_lose(results):
-    table = tables_mined.dense_and_lazy(results)
+    table = mined.dense_and_lazy(results)
     rows = {(row[0], row[2]): row[3:] for row in table["rows"]}
     assert set(rows) == {(split, mode) for split in ("official", "redrawn") for mode in ("lazy", "dense", "dense − lazy")}
     lazy, dense, gap = (rows["official", mode] for mode in ("lazy", "dense", "dense − lazy"))
@@ -41,7 +43,7 @@ def test_l2_table_shows_what_unseen_words_lose(results):
 
 
 def test_ranking_table_has_intervals_differences_and_ceilings(results):
-    table = tables_mined.ranked(results, "official")
+    table = mined.ranked(results, "official")
     rows = {row[0]: row[1:] for row in table["rows"]}
     assert list(rows) == [
         "factorized", "factorized_dense", human.LI, "one rater against the other", "the mean rating itself",
@@ -50,11 +52,11 @@ def test_ranking_table_has_intervals_differences_and_ceilings(results):
     assert rows["factorized"][0] == f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
     assert rows["factorized"][1].startswith("+") and rows[human.LI][1] is None
     assert all(len(row) == len(table["columns"]) for row in table["rows"])
-    assert tables_mined.ranked(results, "redrawn") is None and tables_mined.novelty_of_top(results, "redrawn") is None
+    assert mined.ranked(results, "redrawn") is None and mined.novelty_of_top(results, "redrawn") is None
 
 
 def test_novelty_of_the_top_beside_the_papers(results):
-    table = tables_mined.novelty_of_top(results, "official")
+    table = mined.novelty_of_top(results, "official")
     assert table["columns"][2:-1] == [f"best {k}" for k in ("100", "1,000", "10,000", "100,000", "1,000,000")]
     rows = {(row[0], row[1]): row[2:] for row in table["rows"]}
     assert rows["prototypical", "paper"] == ["7.96", "6.91", "6.01", "5.34", "5.86", f"{7.96 / 5.86:.2f}"]
@@ -62,7 +64,7 @@ def test_novelty_of_the_top_beside_the_papers(results):
 
 
 def test_tables_of_the_papers_own_studies():
-    people, quality = tables_mined.novelty_by_people(), tables_mined.quality()
+    people, quality = mined.novelty_by_people(), mined.quality()
     assert people["rows"][0][1:5] == ["95 / 100", "65%", "22%", "4%"] and people["rows"][2][-1] == "0.47"
     assert quality["rows"][0][1:] == ["1.78", None, "1.96", "2.00"] and quality["rows"][-1][1:] == [
         None,
@@ -76,4 +78,4 @@ def test_tables_of_the_papers_own_studies():
 
 def test_a_comparison_without_a_value_is_an_empty_cell():
     nothing = bootstrap.estimate(np.full(3, np.nan))._asdict()
-    assert tables_mined.interval(nothing) is None and tables_mined.interval(None) is None
+    assert mined.interval(nothing) is None and mined.interval(None) is None

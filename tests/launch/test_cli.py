@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from launch import evaluate, quickstart, train
-from launch.cli import split_overrides
 from sgi.collect import collect
 from training import config as configs
+from training.cli import split_overrides
 from training.errors import UserError
 
 ROOT = Path(__file__).parents[2]

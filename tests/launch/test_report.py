@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from launch.report import main
-from launch.report_data import gather
+from launch.report.__main__ import main
+from launch.report.data import gather
 
 VOID = {"meta", "link", "img", "br"}
 LOADING = {"src", "href", "srcset", "data", "poster", "action", "xlink:href"}
@@ -301,7 +301,7 @@ def test_last_pictures_are_embedded_and_odd_ones_are_noted(tmp_path, monkeypatch
     (run / "media/bad.png").write_text("not a picture")
     (run / "media/c.mp4").write_bytes(b"\0\0\0\x18ftypisom")
     (run / "media/big.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(5000))
-    monkeypatch.setattr("launch.report_media.FILE_BYTES", 4000)
+    monkeypatch.setattr("launch.report.media.FILE_BYTES", 4000)
     page = report(run)
     (image,) = page.of("img")
     assert base64.b64decode(image["src"].removeprefix("data:image/gif;base64,")) == (run / "media/b.gif").read_bytes()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from launch.report_markup import duration, exact, linear_ticks, log_ticks, short, spread, tag, tick_labels, unit
+from launch.report.markup import duration, exact, linear_ticks, log_ticks, short, spread, tag, tick_labels, unit
 
 
 def test_numbers_as_people_read_them():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from launch import report_stats as stats
-from launch.report_data import Run, Series, flatten
+from launch.report import arms as stats
+from launch.report.data import Run, Series, flatten
 
 NAN = float("nan")
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from configs.kbc.complete import get_config
-from kbc_jax import complete, negatives, nets
+from kbc_jax import complete
+from kbc_jax.facts import negatives
+from kbc_jax.scoring import nets
 from training.method import TrainState
 from training.rng import key_for
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from kbc_jax import bert, minilm
+from models import bert, minilm
 from training.errors import UserError
 
 torch = pytest.importorskip("torch", reason="the oracle: make parity installs it")

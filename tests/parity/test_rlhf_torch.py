@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import decoding, encoder, hub, tokenisers, transformer
+from models import decoder as transformer
+from models import decoding, distilbert, tokenisers
+from models.hub import folder as hub
 from tests.rlhf import tiny_models
 
 torch = pytest.importorskip("torch", reason="the oracle: make parity installs it")
@@ -133,7 +135,7 @@ def test_distilbert(labels, tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     cfg, params = hub.load(tmp_path / "theirs")
     right = np.arange(12) < LENGTHS
-    found = jax.jit(encoder.classify, static_argnums=1)(params, cfg, IDS, right)
+    found = jax.jit(distilbert.classify, static_argnums=1)(params, cfg, IDS, right)
     assert found.shape == (5, labels)
     np.testing.assert_allclose(found, outputs(model, right), rtol=0, atol=1e-4)
     hub.save(tmp_path / "ours", cfg, params)

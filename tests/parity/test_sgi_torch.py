@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from sgi import convert, layers, losses, weights
-from sgi.nets import SGINet
-from sgi.transfer import load_pretrained
+from sgi import convert
+from sgi.agent.transfer import load_pretrained
+from sgi.nets import layers, losses
+from sgi.nets.sgi_net import SGINet
+from sgi.reference import weights
 from tests.sgi.random_weights import random_variables
 from training import optim
 from training.errors import UserError

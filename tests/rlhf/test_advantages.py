@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import advantages
-from rlhf_jax.masks import response_masks
+from rlhf_jax.algorithms import advantages
+from rlhf_jax.algorithms.masks import response_masks
 from training.errors import UserError
 
 PAD = 9

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_jax import elastic
+from rlhf_jax.algorithms import elastic
 from training import config as configs
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rlhf"

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax import elastic
+from rlhf_jax.algorithms import elastic
 from training import config as configs
 from training.errors import UserError
 

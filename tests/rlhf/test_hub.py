@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax import encoder, hub, lora, tokenisers, transformer
+from models import decoder, distilbert, lora, tokenisers
+from models.hub import folder as hub
 from tests.rlhf import tiny_models
 from training.errors import UserError
 
@@ -21,9 +22,9 @@ def answers(name, cfg, params):
     """What `tiny_models.LOGITS` has of a model."""
     ids, mask = tiny_models.IDS, tiny_models.MASK
     if name == "distilbert":
-        return jax.jit(encoder.classify, static_argnums=1)(params, cfg, ids, mask[:, ::-1])
-    hidden = jax.jit(transformer.hidden, static_argnums=1)(params, cfg, ids, mask)[:, -1]
-    return hidden @ params["score"]["kernel"] if name == "reward" else transformer.logits(params, cfg, hidden)
+        return jax.jit(distilbert.classify, static_argnums=1)(params, cfg, ids, mask[:, ::-1])
+    hidden = jax.jit(decoder.hidden, static_argnums=1)(params, cfg, ids, mask)[:, -1]
+    return hidden @ params["score"]["kernel"] if name == "reward" else decoder.logits(params, cfg, hidden)
 
 
 def rewrite(folder, change, file="model.safetensors"):
@@ -129,10 +130,8 @@ def test_bfloat16_parameters_and_files(tmp_path):
 
 
 def test_a_model_never_exists_twice(tmp_path):
-    cfg = transformer.TransformerConfig(64, 8, 64, 4, 16)
-    params = jax.tree.map(
-        lambda x: np.zeros(x.shape, np.float32), jax.eval_shape(lambda: transformer.init(jax.random.key(0), cfg))
-    )
+    cfg = decoder.TransformerConfig(64, 8, 64, 4, 16)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), jax.eval_shape(lambda: decoder.init(jax.random.key(0), cfg)))
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     assert size > 1_500_000
     tracemalloc.start()

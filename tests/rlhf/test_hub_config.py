@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from rlhf_jax import hub_config, transformer
-from rlhf_jax.presets import PRESETS
+from models import decoder
+from models.hub import config
+from models.presets import PRESETS
 from tests.rlhf import tiny_models
 from training.errors import UserError
 
@@ -35,7 +36,7 @@ PUBLISHED = {  # the config.json files on the hub, without what makes no differe
 
 def read(folder, keys):
     (folder / "config.json").write_text(json.dumps(keys))
-    return hub_config.read(folder / "config.json")
+    return config.read(folder / "config.json")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -57,8 +58,8 @@ def test_rotary_keys_of_transformers_5_and_none_at_all(tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_survives_its_config(name):
-    family, keys = hub_config.write(dataclasses.replace(PRESETS[name], dtype="bfloat16", remat=True))
-    assert hub_config.FAMILIES[family].read(json.loads(json.dumps(keys))) == PRESETS[name]
+    family, keys = config.write(dataclasses.replace(PRESETS[name], dtype="bfloat16", remat=True))
+    assert config.FAMILIES[family].read(json.loads(json.dumps(keys))) == PRESETS[name]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,9 @@ def test_every_preset_survives_its_config(name):
     ],
 )
 def test_models_that_a_family_cannot_express(family, changes, message):
-    cfg = dataclasses.replace(transformer.TransformerConfig(11, 2, 8, 2, 16), **changes)
+    cfg = dataclasses.replace(decoder.TransformerConfig(11, 2, 8, 2, 16), **changes)
     with pytest.raises(UserError, match=message):
-        hub_config.write(cfg, family)
+        config.write(cfg, family)
 
 
 @pytest.mark.parametrize(

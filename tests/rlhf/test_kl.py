@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import kl
+from rlhf_jax.algorithms import kl
 from training.errors import UserError
 
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import lora, transformer
-from rlhf_jax.presets import PRESETS
+from models import decoder, lora
+from models.presets import PRESETS
 from training.errors import UserError
 
-CFG = transformer.TransformerConfig(
+CFG = decoder.TransformerConfig(
     11, 2, 8, 4, 16, kv_heads=2, ffn=12, norm="rms", position="rotary", activation="silu", gated=True, bias=False, tie=False
 )
 KEY = jax.random.key(0)
@@ -29,12 +29,12 @@ def noise(tree, seed):
 
 @pytest.fixture(scope="module")
 def base():
-    return noise(jax.eval_shape(lambda: transformer.init(KEY, CFG)), 1)
+    return noise(jax.eval_shape(lambda: decoder.init(KEY, CFG)), 1)
 
 
 @jax.jit
 def hidden(params):
-    return transformer.hidden(params, CFG, IDS, MASK)
+    return decoder.hidden(params, CFG, IDS, MASK)
 
 
 def test_fresh_matrices_change_nothing(base):
@@ -103,7 +103,7 @@ def test_gradients_reach_the_matrices_only(base):
 
 
 def test_llama_7b_has_8388608_trained_parameters():
-    shapes = jax.eval_shape(lambda: transformer.init(KEY, PRESETS["llama-7b"]))
+    shapes = jax.eval_shape(lambda: decoder.init(KEY, PRESETS["llama-7b"]))
     assert count(jax.eval_shape(lambda: lora.init(KEY, shapes, 16, ("q", "v")))) == 8_388_608
     assert count(shapes) == 6_738_415_616
 
@@ -112,7 +112,7 @@ def test_mistakes(base):
     for targets in ((), ("q", "w"), ("q", "q"), ("head",)):
         with pytest.raises(UserError, match="must be dense layers of this model, each once: q, k, v, o, up, gate, down"):
             lora.init(KEY, base, 2, targets)
-    plain = jax.eval_shape(lambda: transformer.init(KEY, transformer.TransformerConfig(11, 1, 8, 2, 16)))
+    plain = jax.eval_shape(lambda: decoder.init(KEY, decoder.TransformerConfig(11, 1, 8, 2, 16)))
     with pytest.raises(UserError, match=r"lora.targets \['gate'\] .*: q, k, v, o, up, down"):
         lora.init(KEY, plain, 2, ("gate",))
     with pytest.raises(UserError, match=r"lora.rank 0 must be above 0"):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import advantages, losses
-from rlhf_jax.masks import masked_sum
+from rlhf_jax.algorithms import advantages, losses
+from rlhf_jax.algorithms.masks import masked_sum
 from training.errors import UserError
 
 MASK = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], bool)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import masks
+from rlhf_jax.algorithms import masks
 from training.errors import UserError
 
 EOS, PAD = 7, 9

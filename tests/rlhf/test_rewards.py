@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rlhf_jax import rewards
-from rlhf_jax.rewards import make_reward
+from rlhf_jax.rollouts import rewards
+from rlhf_jax.rollouts.rewards import make_reward
 from rlhf_jax.tasks import Examples, open_task
 from training.errors import UserError
 

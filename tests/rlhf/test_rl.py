@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import masks, models, rl, rollout, transformer
+from models import decoder
+from rlhf_jax import policy as models
+from rlhf_jax import rl
+from rlhf_jax.algorithms import masks
+from rlhf_jax.rollouts import rollout
 from training import config as configs
 from training.errors import UserError
 from training.sharding import make_mesh
@@ -170,11 +174,11 @@ def test_log_probs_within_a_nucleus_against_numpy():
     world = rl.World(config, policy, rollout.sampler(config.sample, tokeniser), None, make_mesh(1))
     ids = np.random.default_rng(0).integers(2, 300, (2, 16)).astype(np.int32)
     mask = np.ones_like(ids, bool)
-    weights, limit = policy.base(), transformer.init(jax.random.key(5), policy.cfg)
+    weights, limit = policy.base(), decoder.init(jax.random.key(5), policy.cfg)
     found = np.asarray(rl.response_logprobs(weights, world, ids, mask, 8, limit)[0])
     for row in range(2):
         z, older = (
-            np.asarray(transformer.logits(w, policy.cfg, transformer.hidden(w, policy.cfg, ids, mask)))[row, 7:-1]
+            np.asarray(decoder.logits(w, policy.cfg, decoder.hidden(w, policy.cfg, ids, mask)))[row, 7:-1]
             for w in (weights, limit)
         )
         for t in range(8):

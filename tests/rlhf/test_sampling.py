@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.special
 
-from rlhf_jax import decoding, sampling, transformer
-from rlhf_jax.presets import PRESETS
-from rlhf_jax.transformer import TransformerConfig
+from models import decoder, decoding, sampling
+from models.decoder import TransformerConfig
+from models.presets import PRESETS
 from training.errors import UserError
 from training.sharding import batch_sharding, make_mesh, state_shardings
 
@@ -36,7 +36,7 @@ def small_caches(monkeypatch):
 
 @functools.cache
 def weights(cfg, spread=0.3):
-    shapes, rng = jax.eval_shape(lambda: transformer.init(jax.random.key(0), cfg)), np.random.default_rng(0)
+    shapes, rng = jax.eval_shape(lambda: decoder.init(jax.random.key(0), cfg)), np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(0, spread, x.shape).astype(np.float32), shapes)
 
 
@@ -46,7 +46,7 @@ def sample(cfg=GPT2, prompt=PROMPT, mask=MASK, key=KEY, params=None, **options):
     return jax.tree.map(np.asarray, found)
 
 
-token_logprobs = jax.jit(transformer.token_logprobs, static_argnames="cfg")
+token_logprobs = jax.jit(decoder.token_logprobs, static_argnames="cfg")
 
 
 def learned(cfg, found, temperature, prompt=PROMPT, mask=MASK):
@@ -81,10 +81,10 @@ def test_logps_of_a_bfloat16_model_are_those_of_its_learner():
 
 
 def test_greedy_takes_the_likeliest_token_of_the_whole_forward_pass():
-    hidden = jax.jit(transformer.hidden, static_argnames="cfg")
+    hidden = jax.jit(decoder.hidden, static_argnames="cfg")
     ids, mask = (np.pad(x, ((0, 0), (0, N))) for x in (PROMPT, MASK))
     for t in range(C, C + N):
-        z = transformer.logits(weights(GPT2), GPT2, hidden(weights(GPT2), GPT2, ids, mask)[:, t - 1])
+        z = decoder.logits(weights(GPT2), GPT2, hidden(weights(GPT2), GPT2, ids, mask)[:, t - 1])
         ids[:, t], mask[:, t] = z.argmax(-1), True
     for temperature in (0.0, 1e-5):
         np.testing.assert_array_equal(sample(temperature=temperature, eos=None).tokens, ids[:, C:])
@@ -149,7 +149,7 @@ def test_rows_differ_by_their_numbers_and_steps_by_theirs():
 def test_sharded_and_unstacked_weights_sample_the_same():
     expected, mesh = sample(LLAMA), make_mesh(1, 2, 4)
     unstacked = jax.jit(decoding.unstack, static_argnames="cfg")(weights(LLAMA), cfg=LLAMA)
-    shardings = state_shardings(weights(LLAMA), mesh, transformer.RULES[:2])
+    shardings = state_shardings(weights(LLAMA), mesh, decoder.RULES[:2])
     spread = jax.device_put(weights(LLAMA), shardings)
     prompt, mask = (jax.device_put(x, batch_sharding(mesh)) for x in (PROMPT, MASK))
     for found in (sample(LLAMA, params=unstacked), sample(LLAMA, prompt, mask, params=spread)):
@@ -268,7 +268,7 @@ def test_a_hundred_batches_compile_once():
 
 def test_a_generation_of_a_published_model_lowers_for_tpus():
     cfg = dataclasses.replace(PRESETS["pythia-160m"], dtype="bfloat16")
-    params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), cfg))
+    params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), cfg))
     rows = [jax.ShapeDtypeStruct((4, 64), dtype) for dtype in (jnp.int32, bool)]
 
     def run(params, prompt, mask, temperature):
@@ -311,8 +311,8 @@ def test_filtered_tokens_are_never_drawn_but_the_log_probs_are_unfiltered():
     prompt, mask = (np.repeat(x[:1], n, 0) for x in (PROMPT, MASK))
     found = sample(prompt=prompt, mask=mask, max_new=3, top_k=4, top_p=0.7, eos=None)
     ids, real = np.concatenate([prompt, found.tokens], 1), np.ones((n, C + 3), bool)
-    x = jax.jit(transformer.hidden, static_argnames="cfg")(weights(GPT2), GPT2, ids, real)[:, C - 1 : -1]
-    z = np.asarray(transformer.logits(weights(GPT2), GPT2, x))
+    x = jax.jit(decoder.hidden, static_argnames="cfg")(weights(GPT2), GPT2, ids, real)[:, C - 1 : -1]
+    z = np.asarray(decoder.logits(weights(GPT2), GPT2, x))
     kept = np.array([[reference(row, 4, 0.7) for row in rows] for rows in z])
     assert np.take_along_axis(kept, found.tokens[..., None], 2).all()
     assert len(set(found.tokens[:, 0])) == kept[0, 0].sum() > 1
@@ -326,8 +326,8 @@ def test_a_second_model_limits_the_choice():
     prompt, mask = (np.repeat(x[:1], n, 0) for x in (PROMPT, MASK))
     found = sample(prompt=prompt, mask=mask, eos=None, limit=older, limit_p=0.6)
     ids, real = np.concatenate([prompt, found.tokens], 1), np.ones((n, C + N), bool)
-    x = jax.jit(transformer.hidden, static_argnames="cfg")(older, GPT2, ids, real)[:, C - 1 : -1]
-    z = np.asarray(transformer.logits(older, GPT2, x))
+    x = jax.jit(decoder.hidden, static_argnames="cfg")(older, GPT2, ids, real)[:, C - 1 : -1]
+    z = np.asarray(decoder.logits(older, GPT2, x))
     kept = np.array([[reference(row, 0, 0.6) for row in rows] for rows in z])
     assert np.take_along_axis(kept, found.tokens[..., None], 2).mean() > 0.999  # rounding may move an edge
     assert len(set(found.tokens[:, 0])) == kept[0, 0].sum() > 1

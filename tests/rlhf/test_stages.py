@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import data, dpo, evaluate, export, hub, judges, models, preferences, reward_model, sft, tokenisers, transformer
+from models import decoder, tokenisers
+from models.hub import folder as hub
+from rlhf_jax import dpo, export, preferences, reward_model, sft
+from rlhf_jax import policy as models
+from rlhf_jax.rollouts import evaluate, judges
+from rlhf_jax.rollouts import rows as data
 from rlhf_jax.tasks import Examples, open_task
 from training import config as configs
 from training.checkpoint import read_arrays
@@ -103,7 +108,7 @@ def test_a_corpus_is_read_as_its_paper_reads_it(chain):
     with config.unlocked():
         config.eval.corpus.update({"texts": 1, "window": 64, "style": "rl4lms"})
     ids = np.array(tokeniser.encode(texts[0]))[None]
-    logps = transformer.token_logprobs(weights, policy.cfg, ids, np.ones_like(ids, bool))
+    logps = decoder.token_logprobs(weights, policy.cfg, ids, np.ones_like(ids, bool))
     assert ids.shape[1] < 64  # one window
     assert read()["ppl_corpus"] == pytest.approx(float(jnp.exp(-logps[0, 1:].mean())), rel=1e-4)
     with config.unlocked():
@@ -171,8 +176,8 @@ def test_a_trained_judge_scores_text_wherever_it_stands(chain):
 
 
 def test_losses_of_reward_models_against_numpy():
-    cfg = transformer.TransformerConfig(20, 1, 8, 2, 16)
-    params = models.with_head(jax.random.key(1), transformer.init(jax.random.key(0), cfg), cfg)
+    cfg = decoder.TransformerConfig(20, 1, 8, 2, 16)
+    params = models.with_head(jax.random.key(1), decoder.init(jax.random.key(0), cfg), cfg)
     rng = np.random.default_rng(0)
     side = lambda: {"ids": rng.integers(0, 20, (4, 6)).astype(np.int32), "mask": np.arange(6) < rng.integers(1, 7, (4, 1))}  # noqa: E731
     chosen, rejected = side(), side()
@@ -189,8 +194,8 @@ def test_losses_of_reward_models_against_numpy():
 
 
 def test_cross_entropy_counts_the_marked_tokens():
-    cfg = transformer.TransformerConfig(20, 1, 8, 2, 16)
-    params, ids = transformer.init(jax.random.key(0), cfg), jnp.array([[1, 1, 5, 6, 7], [3, 4, 5, 1, 1]])
+    cfg = decoder.TransformerConfig(20, 1, 8, 2, 16)
+    params, ids = decoder.init(jax.random.key(0), cfg), jnp.array([[1, 1, 5, 6, 7], [3, 4, 5, 1, 1]])
     mask = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
     loss = jnp.array([[0, 0, 1, 0, 1], [1, 1, 1, 1, 1]], bool)
 
@@ -200,7 +205,7 @@ def test_cross_entropy_counts_the_marked_tokens():
     policy = Only()
     policy.cfg = cfg
     found, count = sft.cross_entropy(params, policy, {"ids": ids, "mask": mask, "loss": loss})
-    z = jax.nn.log_softmax(transformer.logits(params, cfg, transformer.hidden(params, cfg, ids, mask)))
+    z = jax.nn.log_softmax(decoder.logits(params, cfg, decoder.hidden(params, cfg, ids, mask)))
     wanted = [z[0, 3, 7], z[1, 0, 4], z[1, 1, 5]]  # a row's first real token has no context, padding does not count
     assert int(count) == 3
     assert float(found) == pytest.approx(-float(np.mean(wanted)), rel=1e-5)

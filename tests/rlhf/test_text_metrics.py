@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax import text_metrics as tm
+from rlhf_jax.rollouts import text_metrics as tm
 from rlhf_jax.tasks import Pairs
 from training.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from rlhf_jax import tokenisers
+from models import tokenisers
 from training.errors import UserError
 
 TEXTS = ["the cat sat on the mat, and the cat ate it.", "été  à la\tplage\n\n日本 🎉", ""]

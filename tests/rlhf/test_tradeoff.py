@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax import tradeoff
+from rlhf_jax.rollouts import tradeoff
 from training.errors import UserError
 
 

@@ -13,9 +13,9 @@ import pytest
 import scipy.special
 from jax.sharding import PartitionSpec as P
 
-from rlhf_jax import attention, transformer
-from rlhf_jax.presets import PRESETS
-from rlhf_jax.transformer import TransformerConfig
+from models import attention, decoder
+from models.decoder import TransformerConfig
+from models.presets import PRESETS
 from training.errors import UserError
 from training.sharding import batch_sharding, make_mesh, path_name, state_shardings
 
@@ -34,13 +34,13 @@ MASK = np.array([[1] * 7, [0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [0, 1, 1
 IDS = np.random.default_rng(5).integers(0, V, MASK.shape).astype(np.int32)
 
 families = pytest.mark.parametrize("cfg", FAMILIES.values(), ids=FAMILIES)
-token_logprobs = jax.jit(transformer.token_logprobs, static_argnames=("cfg", "chunk"))
+token_logprobs = jax.jit(decoder.token_logprobs, static_argnames=("cfg", "chunk"))
 
 
 @functools.cache
 def noise(cfg):
     """Random parameters, float64; those of a fresh model have zeros and ones that hide mistakes."""
-    shapes, rng = jax.eval_shape(lambda: transformer.init(jax.random.key(0), cfg)), np.random.default_rng(0)
+    shapes, rng = jax.eval_shape(lambda: decoder.init(jax.random.key(0), cfg)), np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape), shapes)
 
 
@@ -152,8 +152,8 @@ MEANT = MASK & (np.cumsum(MASK, 1) > 1)  # real tokens but the first
 @families
 def test_hidden_and_logits_have_the_formulas_values_whatever_the_padding(cfg):
     params = single(noise(cfg))
-    hidden = jax.jit(transformer.hidden, static_argnames="cfg")(params, cfg, IDS, MASK)
-    logits = transformer.logits(params, cfg, hidden)
+    hidden = jax.jit(decoder.hidden, static_argnames="cfg")(params, cfg, IDS, MASK)
+    logits = decoder.logits(params, cfg, hidden)
     for b, (ids, mask) in enumerate(zip(IDS, MASK, strict=True)):
         x, z = forward(noise(cfg), cfg, ids[mask])
         np.testing.assert_allclose(hidden[b, mask], x, rtol=2e-4, atol=2e-4)
@@ -162,7 +162,7 @@ def test_hidden_and_logits_have_the_formulas_values_whatever_the_padding(cfg):
 
 
 def test_what_stands_in_padding_is_read_as_0():
-    hidden = jax.jit(transformer.hidden, static_argnames="cfg")
+    hidden = jax.jit(decoder.hidden, static_argnames="cfg")
     found = [hidden(single(noise(GPT2)), GPT2, np.where(MASK, IDS, other), MASK) for other in (0, 5, -100, V + 9)]
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
@@ -185,7 +185,7 @@ def test_temperature_zero_is_finite():
 
 
 def weighted(params, cfg, temperature, **options):
-    return (transformer.token_logprobs(params, cfg, IDS, MASK, temperature, **options) * WEIGHTS).sum()
+    return (decoder.token_logprobs(params, cfg, IDS, MASK, temperature, **options) * WEIGHTS).sum()
 
 
 WEIGHTS = np.where(MEANT, np.random.default_rng(6).normal(size=MASK.shape), 0)
@@ -237,7 +237,7 @@ def test_other_ways_of_computing_have_the_same_gradients(change, monkeypatch):
 def residuals(cfg, **options):
     """Shapes of what the backward pass is handed."""
     back = jax.eval_shape(
-        lambda p: jax.vjp(lambda p: transformer.token_logprobs(p, cfg, IDS, MASK, **options), p)[1], single(noise(cfg))
+        lambda p: jax.vjp(lambda p: decoder.token_logprobs(p, cfg, IDS, MASK, **options), p)[1], single(noise(cfg))
     )
     return [x.shape for x in jax.tree.leaves(back)]
 
@@ -265,14 +265,14 @@ def bfloat(x):
 def test_bfloat16_models_have_float32_logits_and_statistics():
     cfg = dataclasses.replace(GPT2, dtype="bfloat16")
     params = single(noise(cfg))
-    hidden = jax.jit(transformer.hidden, static_argnames="cfg")(params, cfg, IDS, MASK)
-    logits = transformer.logits(params, cfg, hidden)
+    hidden = jax.jit(decoder.hidden, static_argnames="cfg")(params, cfg, IDS, MASK)
+    logits = decoder.logits(params, cfg, hidden)
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
-    exact = np.where(MASK[..., None], transformer.hidden(params, GPT2, IDS, MASK), 0)
+    exact = np.where(MASK[..., None], decoder.hidden(params, GPT2, IDS, MASK), 0)
     assert 1e-4 < np.abs(np.where(MASK[..., None], hidden, 0) - exact).max() < 0.3
 
     x = bfloat(64 + np.random.default_rng(0).uniform(-1, 1, (2, 500)))  # its mean in bfloat16 would be off by up to 0.25
-    found = transformer.normalise({"scale": np.ones(500, np.float32), "bias": np.zeros(500, np.float32)}, cfg, x)
+    found = decoder.normalise({"scale": np.ones(500, np.float32), "bias": np.zeros(500, np.float32)}, cfg, x)
     y = np.asarray(x, np.float64)
     np.testing.assert_allclose(
         found.astype(float), (y - y.mean(1, keepdims=True)) / y.std(1, keepdims=True), rtol=0.01, atol=0.01
@@ -293,9 +293,9 @@ def test_bfloat16_attention_has_a_float32_softmax():
 def test_dense_with_lora_leaves_by_hand():
     p = {"kernel": np.array([[1.0, 2], [3, 4]]), "bias": np.array([10.0, 20])}
     x = jnp.array([[1.0, -1], [2, 0]])
-    assert transformer.dense(p, x).tolist() == [[8, 18], [12, 24]]
+    assert decoder.dense(p, x).tolist() == [[8, 18], [12, 24]]
     lora = {**p, "a": np.array([[1.0], [2]]), "b": np.array([[5.0, -1]]), "scale": np.float32(0.5)}
-    assert transformer.dense(lora, x).tolist() == [[8 - 2.5, 18 + 0.5], [12 + 5, 24 - 1]]
+    assert decoder.dense(lora, x).tolist() == [[8 - 2.5, 18 + 0.5], [12 + 5, 24 - 1]]
 
 
 # Sizes and starts
@@ -303,7 +303,7 @@ def test_dense_with_lora_leaves_by_hand():
 
 def test_initial_values():
     cfg = TransformerConfig(200, 8, 64, 4, 100)
-    params, again = jax.jit(lambda keys: [transformer.init(key, cfg) for key in keys])(jax.random.split(jax.random.key(0)))
+    params, again = jax.jit(lambda keys: [decoder.init(key, cfg) for key in keys])(jax.random.split(jax.random.key(0)))
     sd = {path_name(path): float(jnp.std(x)) for path, x in jax.tree_util.tree_leaves_with_path(params)}
     small = {name for name in sd if name.endswith(("o/kernel", "down/kernel"))}
     normal = {name for name in sd if name.endswith(("kernel", "tokens", "positions"))} - small
@@ -326,9 +326,7 @@ COUNTS = {
 
 def test_published_models_have_their_numbers_of_parameters():
     found = {
-        name: sum(
-            math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda c=cfg: transformer.init(jax.random.key(0), c)))
-        )
+        name: sum(math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda c=cfg: decoder.init(jax.random.key(0), c))))
         for name, cfg in PRESETS.items()
     }
     assert found == COUNTS
@@ -341,11 +339,11 @@ def test_a_step_of_a_published_model_lowers_for_tpus(name):
     tx = optax.adamw(1e-4)
 
     def step(params, opt_state, ids, mask):
-        loss, grads = jax.value_and_grad(lambda p: -transformer.token_logprobs(p, cfg, ids, mask, 0.7, 128).mean())(params)
+        loss, grads = jax.value_and_grad(lambda p: -decoder.token_logprobs(p, cfg, ids, mask, 0.7, 128).mean())(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), cfg))
+    params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), cfg))
     rows = [jax.ShapeDtypeStruct((4, 565), dtype) for dtype in (jnp.int32, bool)]
     text = jax.jit(step).trace(params, jax.eval_shape(tx.init, params), *rows).lower(lowering_platforms=("tpu",)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
@@ -365,7 +363,7 @@ def even(cfg, vocab):
 def test_sharded_equals_unsharded(cfg):
     params, mesh = single(noise(cfg)), make_mesh(2, 2, 2)
     ids, mask, weights = (np.resize(x, (8, T)) for x in (IDS, MASK, WEIGHTS))
-    shardings, rows = state_shardings(params, mesh, transformer.RULES), batch_sharding(mesh)
+    shardings, rows = state_shardings(params, mesh, decoder.RULES), batch_sharding(mesh)
     specs = {path_name(path): x.spec for path, x in jax.tree_util.tree_leaves_with_path(shardings)}
     for name in ("attn/q", "attn/k", "mlp/up", "mlp/gate")[: 4 if cfg.gated else 3]:
         assert specs[f"blocks/{name}/kernel"] == P(None, "fsdp", "tensor")
@@ -374,7 +372,7 @@ def test_sharded_equals_unsharded(cfg):
     assert specs["norm/scale"] == P()
 
     def value(params, ids, mask):
-        return (transformer.token_logprobs(params, cfg, ids, mask, 0.7) * weights).sum()
+        return (decoder.token_logprobs(params, cfg, ids, mask, 0.7) * weights).sum()
 
     function = value if cfg.tie else jax.value_and_grad(value)
     sharded = jax.jit(function, in_shardings=(shardings, rows, rows))(params, ids, mask)
@@ -384,9 +382,9 @@ def test_sharded_equals_unsharded(cfg):
 
 def test_rules_fit_a_training_state():
     """Names with the parts around them: parameters of a policy, and its moments."""
-    shapes = jax.eval_shape(lambda: transformer.init(jax.random.key(0), LLAMA))
+    shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), LLAMA))
     state = {"params": {"policy": shapes}, "opt_state": ({"mu": {"policy": shapes}},)}
-    found = state_shardings(state, make_mesh(2, 2, 2), transformer.RULES[:2])
+    found = state_shardings(state, make_mesh(2, 2, 2), decoder.RULES[:2])
     assert found["opt_state"][0]["mu"]["policy"]["blocks"]["attn"]["q"]["kernel"].spec == P(None, "fsdp", "tensor")
 
 
@@ -404,4 +402,4 @@ def test_configs_that_cannot_be_are_refused():
         with pytest.raises(UserError, match=message):
             dataclasses.replace(GPT2, **change)
     with pytest.raises(UserError, match="9 tokens do not fit the context of 8"):
-        transformer.hidden(single(noise(GPT2)), GPT2, np.zeros((1, 9), np.int32), np.ones((1, 9), bool))
+        decoder.hidden(single(noise(GPT2)), GPT2, np.zeros((1, 9), np.int32), np.ones((1, 9), bool))

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from sgi.convert import variable_shapes
+from sgi.reference.state_dict import variable_shapes
 
 
 def random_variables(net, seed=0):

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from sgi.atari import ATARI_100K, AtariVec, area_resize, display_name, num_actions, record_ram, rom_name
+from sgi.atari.emulator import ATARI_100K, AtariVec, area_resize, display_name, num_actions, record_ram, rom_name
 from training.errors import UserError
 
 

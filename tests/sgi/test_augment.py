@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from sgi.augment import augment, prepare
+from sgi.nets.augment import augment, prepare
 
 ROWS, COLUMNS = np.mgrid[:84, :84]
 STACK = np.stack([ROWS, COLUMNS, ROWS + COLUMNS, 255 - ROWS], -1).astype(np.uint8)  # a pixel tells where it came from

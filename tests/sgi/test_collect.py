@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from sgi.atari import AtariVec, record_ram
+from sgi.atari.emulator import AtariVec, record_ram
 from sgi.collect import POLICIES, collect, held_actions, main, play_lanes
-from sgi.dqn_replay import open_store
+from sgi.recordings.dqn_replay import open_store
 from training.errors import UserError
 
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.cli import guarded
-from sgi import convert, finetune, golden, weights
-from sgi.nets import SGINet
-from sgi.transfer import transfer
+from sgi import convert, finetune
+from sgi.agent.transfer import transfer
+from sgi.nets.sgi_net import SGINet
+from sgi.reference import golden, weights
 from tests.sgi.random_weights import random_variables
 from tests.sgi.variants import load
 from training import config as configs
+from training.cli import guarded
 from training.errors import UserError
 from training.sharding import make_mesh
 from training.testing import train

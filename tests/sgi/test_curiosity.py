@@ -9,9 +9,9 @@ import pytest
 
 from configs.sgi.curiosity import get_config
 from sgi import curiosity
-from sgi.atari import AtariVec, num_actions
-from sgi.rollouts import Rollout, stacks
-from sgi.transfer import load_pretrained
+from sgi.agent.rollouts import Rollout, stacks
+from sgi.agent.transfer import load_pretrained
+from sgi.atari.emulator import AtariVec, num_actions
 from tests.sgi.variants import load
 from training import population
 from training.checkpoint import read_arrays, read_stream

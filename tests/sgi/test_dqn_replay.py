@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from sgi.dqn_replay import KINDS, Writer, default_cache, open_store
+from sgi.recordings.dqn_replay import KINDS, Writer, default_cache, open_store
 from training.errors import UserError
 
 
@@ -136,7 +136,7 @@ def test_a_file_is_decoded_once_and_never_taken_for_another(tmp_path, capsys):
 def test_two_processes_may_decode_at_once(tmp_path):
     write(tmp_path, rows(400), step=100)
     code = (
-        "import sys; from sgi.dqn_replay import open_store\n"
+        "import sys; from sgi.recordings.dqn_replay import open_store\n"
         "print(open_store(sys.argv[1], 'pong', cache=sys.argv[2]).frames([399]).sum())"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "cache")]

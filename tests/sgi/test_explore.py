@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sgi.atari import num_actions, record_ram, single_game
+from sgi.atari.emulator import num_actions, record_ram, single_game
+from sgi.atari.explore import NOOPS, Archive, Place, _burst, cell_of
 from sgi.collect import collect
-from sgi.dqn_replay import open_store
-from sgi.explore import NOOPS, Archive, Place, _burst, cell_of
+from sgi.recordings.dqn_replay import open_store
 from training.errors import UserError
 
 

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tensorflow_datasets.rl_unplugged import atari_utils
 
-from sgi import arrayrecord, dqn_replay, formats
+from sgi import formats
 from sgi.formats import convert, main, open_play
-from sgi.source import open_data
-from sgi.trajectories import Windows
+from sgi.recordings import arrayrecord, dqn_replay
+from sgi.recordings.source import open_data
+from sgi.recordings.trajectories import Windows
 from tests.sgi.variants import load
 from training.errors import UserError
 
@@ -308,10 +309,10 @@ def assert_is_the_play(store):
 
 
 def test_tensorflow_datasets_is_converted_once(prepared, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sgi.rlds.BLOCK", 3)
+    monkeypatch.setattr("sgi.recordings.rlds.BLOCK", 3)
     assert_is_the_play(open_play(f"tfds:{prepared}", "pong", [(2, 1)], cache=tmp_path))
     assert "converting checkpoint_01" in capsys.readouterr().err
-    monkeypatch.setattr("sgi.rlds.blocks", None)
+    monkeypatch.setattr("sgi.recordings.rlds.blocks", None)
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     for root in ("tfds", str(prepared)):
         assert_is_the_play(open_play(root, "pong", [(2, 1)], cache=tmp_path))

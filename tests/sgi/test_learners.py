@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sgi import learners
+from sgi.agent import learners
+from sgi.atari.recorder import Recorder
 from sgi.collect import collect
-from sgi.dqn_replay import open_store
-from sgi.recorder import Recorder
-from sgi.source import open_data
+from sgi.recordings.dqn_replay import open_store
+from sgi.recordings.source import open_data
 from tests.sgi.variants import load
 from training.checkpoint import read_arrays
 from training.errors import UserError

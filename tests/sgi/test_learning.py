@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from sgi import finetune, rainbow
-from sgi.actor import ActorStream
+from sgi import finetune
+from sgi.agent import rainbow
+from sgi.agent.actor import ActorStream
 from training import config as configs
 from training.sharding import make_mesh
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgi import losses
+from sgi.nets import losses
 
 SUPPORT = np.linspace(-10, 10, 51, dtype=np.float32)
 

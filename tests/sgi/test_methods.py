@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sgi import finetune, pretrain
-from sgi.transfer import transfer
+from sgi.agent.transfer import transfer
 from tests.sgi.variants import load
 from training import optim, population
 from training.errors import UserError

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgi import layers, losses, nets
-from sgi.convert import variable_shapes
-from sgi.layers import BatchNorm, NoisyDense, depthwise3x3, minmax
-from sgi.nets import SGINet
+from sgi.nets import layers, losses, sgi_net
+from sgi.nets.layers import BatchNorm, NoisyDense, depthwise3x3, minmax
+from sgi.nets.sgi_net import SGINet
+from sgi.reference.state_dict import variable_shapes
 from tests.sgi.random_weights import random_variables
 from training.errors import UserError
 
@@ -61,7 +61,7 @@ def test_feature_maps():
     """84 -> 28 -> 14 -> 7, and the width factor."""
 
     def features(x):
-        net = nets.ResNet((16, 32, 32), 3, 2)
+        net = sgi_net.ResNet((16, 32, 32), 3, 2)
         return net.init_with_output(jax.random.key(0), x, False, capture_intermediates=True)[1]["intermediates"]
 
     maps = jax.eval_shape(features, jnp.zeros((2, 84, 84, 4)))
@@ -86,7 +86,7 @@ def test_outputs_and_precision():
             z = net.encode(x, train=True)
             z_K = net.rollout(z, action, train=True)
             y = net.project(z, "goal")
-            goal = nets.flatten(z)
+            goal = sgi_net.flatten(z)
             outputs = [z_K, y, net.predict(y), net.inverse_logits(y, y), net.bc_logits(y)]
             return [*outputs, net.q_log_probs(z, key), net.goal_q_log_probs(z, goal, key)]
 
@@ -99,7 +99,7 @@ def test_outputs_and_precision():
 
 
 def test_block_initialisation():
-    block = nets.InvertedResidual(64, stride=2, expansion=2, depth=9)
+    block = sgi_net.InvertedResidual(64, stride=2, expansion=2, depth=9)
     p = run(partial(block.init, train=False), jax.random.key(0), jnp.zeros((1, 2, 2, 32)))["params"]
     for name, std in {"expand": (2 / 64) ** 0.5, "depthwise": (2 / (9 * 64)) ** 0.5, "project": (2 / 64) ** 0.5}.items():
         np.testing.assert_allclose(np.std(p[name]["kernel"]), std * 9**-0.25, rtol=0.1)
@@ -111,7 +111,7 @@ def test_block_initialisation():
 
 
 def test_head_initialisation():
-    head = nets.DuelingHead(num_actions=3, hidden=8, atoms=11, noisy_std=0.5)
+    head = sgi_net.DuelingHead(num_actions=3, hidden=8, atoms=11, noisy_std=0.5)
     p = run(head.init, jax.random.key(0), jnp.zeros((1, 7, 7, 8)))["params"]
     for name, fan_in, features in (("advantage_1", 392, 8), ("value_1", 392, 8), ("advantage_2", 8, 33), ("value_2", 8, 11)):
         for mean in ("kernel", "bias"):
@@ -235,10 +235,10 @@ def test_gradient_scale_is_for_the_q_values_only(small, monkeypatch):
         def gradient(method, *args):
             return jax.grad(lambda z: jnp.sin(net.apply(variables, z, *args, method=method)).sum())(z)
 
-        return gradient("q_log_probs"), gradient("goal_q_log_probs", nets.flatten(z)), gradient("project", "reward")
+        return gradient("q_log_probs"), gradient("goal_q_log_probs", sgi_net.flatten(z)), gradient("project", "reward")
 
     scaled, same = run(lambda v, z: (gradients(v, z), layers.scale_gradient(z, 0.7)), variables, z)
-    monkeypatch.setattr(nets, "ENCODER_GRADIENT_SCALE", 1.0)
+    monkeypatch.setattr(sgi_net, "ENCODER_GRADIENT_SCALE", 1.0)
     plain = run(lambda v, z: gradients(v, z), variables, z)
     np.testing.assert_array_equal(same, z)
     for s, p, factor in zip(scaled, plain, (2**-0.5, 2**-0.5, 1), strict=True):
@@ -299,7 +299,7 @@ def test_noise_is_another_in_every_layer(small):
     def seen(variables, z):
         with nn.intercept_methods(spy):
             net.apply(variables, z, jax.random.key(0), method="q_log_probs")
-            net.apply(variables, z, nets.flatten(z), jax.random.key(0), method="goal_q_log_probs")
+            net.apply(variables, z, sgi_net.flatten(z), jax.random.key(0), method="goal_q_log_probs")
         return jnp.stack(keys)
 
     assert len(np.unique(run(seen, variables, z), axis=0)) == 8
@@ -311,7 +311,7 @@ def test_goal_head_value_stream(small):
 
     def gradient(net):
         def score(params):
-            out = net.apply({**variables, "params": params}, z, nets.flatten(z), method="goal_q_log_probs")
+            out = net.apply({**variables, "params": params}, z, sgi_net.flatten(z), method="goal_q_log_probs")
             return jnp.sin(out).sum()
 
         return run(jax.grad(score), variables["params"])["goal_head"]["value_1"]["kernel"]
@@ -345,8 +345,8 @@ def test_training_stays_finite():
         z_ema, y_ema = jax.lax.stop_gradient(net.apply(weights, method=ema))
         spr = losses.spr_loss(net.apply(weights, y[1], method="predict"), y_ema[1]).mean()
         inverse = losses.inverse_loss(net.apply(weights, y[0], y_ema[1], method="inverse_logits"), action).mean()
-        goals = losses.perturb_goals(key, nets.flatten(z_ema[1]))
-        reward = losses.goal_reward(nets.flatten(z_ema[0]), nets.flatten(z_ema[1]), goals, jnp.ones(4), 0.99)
+        goals = losses.perturb_goals(key, sgi_net.flatten(z_ema[1]))
+        reward = losses.goal_reward(sgi_net.flatten(z_ema[0]), sgi_net.flatten(z_ema[1]), goals, jnp.ones(4), 0.99)
         later = net.apply(weights, z_ema[1], goals, method="goal_q_log_probs")
         target = losses.double_dqn_target(later, later, reward, jnp.full(4, 0.99), support)
         now = losses.at_action(net.apply(weights, z, goals, method="goal_q_log_probs"), action)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from sgi import finetune, play
-from sgi.atari import AtariVec, num_actions, record_ram, single_game
-from sgi.evaluation import Game, random_play, random_policy
+from sgi.atari.emulator import AtariVec, num_actions, record_ram, single_game
+from sgi.atari.evaluation import Game, random_play, random_policy
 from training import config as configs
 from training.checkpoint import read_arrays
 from training.errors import UserError

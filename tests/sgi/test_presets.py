@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgi import finetune, rainbow, replay, resets
-from sgi.nets import SGINet
+from sgi import finetune
+from sgi.agent import rainbow, replay, resets
+from sgi.nets.sgi_net import SGINet
 from tests.sgi import variants
 from training.errors import UserError
 from training.method import TrainState

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgi import replay
+from sgi.agent import replay
 
 GAMMA = 0.9
 

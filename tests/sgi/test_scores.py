@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from sgi.atari import ATARI_100K, display_name
-from sgi.scores import SCORES, beside, human_normalised, iqm
+from sgi.atari.emulator import ATARI_100K, display_name
+from sgi.atari.scores import SCORES, beside, human_normalised, iqm
 from training.errors import UserError
 
 

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from sgi import study
-from sgi.scores import SCORES, human_normalised
+from sgi.atari.scores import SCORES, human_normalised
 from training.errors import UserError
 
 

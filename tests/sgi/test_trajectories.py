@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sgi.trajectories import Windows, stacks
+from sgi.recordings.trajectories import Windows, stacks
 from training.errors import UserError
 
 ENDS = [9, 10, 29]  # last rows of three episodes; the second has one row

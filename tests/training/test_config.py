@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.cli import split_overrides
+from training.cli import split_overrides
 from training.config import flatten, load, load_saved, other_run, set_value
 from training.errors import UserError
 from training.testing import toy_config

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.report_stats import half_interval
 from training.metrics import read_rows
+from training.statistics import half_interval
 
 ARMS = {"small": "SGI", "small_SI": "S+I", "small_S": "S", "small_I": "I", "small_untrained": "untrained"}
 MEASURES = ("r2_projection", "r2_spatial", "inverse_probe", "inverse_accuracy", "cosine", "rank")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.report_stats import half_interval
-from sgi.explore import cell_of
+from sgi.atari.explore import cell_of
 from sgi.formats import open_play
 from training.metrics import read_rows
+from training.statistics import half_interval
 
 GAME, SEEDS = "MsPacman", ("0", "1", "2")
 ARMS = {

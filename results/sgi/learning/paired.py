@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.report_stats import half_interval
 from training.metrics import read_rows
+from training.statistics import half_interval
 
 ARMS = ("W", "none", "R")
 
