@@ -25,7 +25,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from training import runtime
+from training import files, runtime
 from training.errors import UserError
 from training.sharding import path_name
 
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
+    """A checkpoint as read: its step, the state on the mesh, the stream's position, and what `save` was told."""
+
     step: int
     state: Any
     stream: dict
@@ -159,9 +161,7 @@ class Checkpoints:
                 return
             target = self._digest_file(step)
             target.parent.mkdir(parents=True, exist_ok=True)
-            draft = target.with_suffix(".tmp")
-            draft.write_text(json.dumps(digest))
-            draft.replace(target)
+            files.replace(target, json.dumps(digest))
         for old in self._digest_file(step).parent.glob("*.json"):
             if int(old.stem) not in (kept := self.steps()) and (not kept or int(old.stem) < max(kept)):
                 old.unlink(missing_ok=True)
@@ -205,7 +205,7 @@ def _digest(folder: epath.Path) -> dict[str, str]:
 
 
 def _signature(tree: Any) -> dict[str, list]:
-    """path -> [shape, dtype] of every array."""
+    """Path -> [shape, dtype] of every array."""
     return {path_name(path): [list(x.shape), str(x.dtype)] for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -219,7 +219,7 @@ def _check_signature(saved: dict, wanted: dict, where: str) -> None:
 
 
 def _encode(value: Any) -> Any:
-    """numpy arrays as JSON: {'dtype', 'shape', 'base64'}."""
+    """Numpy arrays as JSON: {'dtype', 'shape', 'base64'}."""
     if isinstance(value, dict):
         return {k: _encode(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -271,10 +271,16 @@ def read_arrays(workdir: str, step: int | None = None, only: Sequence[str] = ())
     raise UserError(f"no good checkpoint in {checkpoints.directory}; train there first")
 
 
-def read_stream(workdir: str) -> dict:
-    """What the stream's `get_state` returned at the newest good checkpoint. Raises UserError as `read_arrays` does."""
+def read_stream(workdir: str, step: int | None = None) -> dict:
+    """What the stream's `get_state` returned at the newest good checkpoint, or at `step`. Errors as of `read_arrays`."""
+    checkpoints = Checkpoints(workdir)
+    return _decode(checkpoints._read_json(newest(workdir) if step is None else step, "stream"))
+
+
+def newest(workdir: str) -> int:
+    """The step of the newest good checkpoint. Raises UserError where there is none."""
     checkpoints = Checkpoints(workdir)
     for step in checkpoints.steps()[::-1]:
         if checkpoints._problem(step) is None:
-            return _decode(checkpoints._read_json(step, "stream"))
+            return step
     raise UserError(f"no good checkpoint in {checkpoints.directory}; train there first")

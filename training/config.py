@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,14 @@ from ml_collections import ConfigDict
 from training.errors import UserError
 
 # What a resumed run may change without becoming another run.
-MAY_CHANGE = ("steps", "log.", "checkpoint.", "runtime.", "mesh.")
+MAY_CHANGE = ("steps", "log.", "checkpoint.", "runtime.", "mesh.", "workdir")
+# Keys that had another name in earlier versions: saved configs and command lines may still use it.
+RENAMED = {
+    "init_from": "sources.init",
+    "rl.value_from": "sources.value",
+    "reward.run": "sources.reward",
+    "gold.run": "sources.gold",
+}
 
 
 def base(method: str, **values: Any) -> ConfigDict:
@@ -27,7 +35,9 @@ def base(method: str, **values: Any) -> ConfigDict:
             "population": 1,  # train this many seeds (seed, seed + 1, ...) in one program
             "steps": 1000,  # calls of Method.step
             "batch": 32,  # rows of the global batch
-            "init_from": "",  # workdir of a run whose weights this one starts from, or none; '{seed}' stands for the seed
+            "workdir": "",  # where the run lives; set by launch.train
+            # Runs or folders that this one starts from, by the use that it makes of them; '{seed}' stands for the seed.
+            "sources": {"init": ""},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "min_shard": 2**16},
             "log": {"every": 100, "tensorboard": False},
             "checkpoint": {"every": 1000, "keep_last": 2, "keep_every": 0},  # 0 = never
@@ -69,6 +79,7 @@ def load_module(path: Path) -> ModuleType:
 
 def set_value(config: ConfigDict, key: str, text: str) -> None:
     """Set `a.b` from its text, which must read as a value of the type that is there."""
+    key = RENAMED.get(key, key)
     flat = flatten(config)
     if key not in flat:
         near = difflib.get_close_matches(key, flat, n=1, cutoff=0.5)
@@ -124,31 +135,32 @@ def fingerprint(config: ConfigDict) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def other_run(config: ConfigDict, workdir: Path) -> str | None:
-    """What is wrong when `workdir` holds a run with another config (the keys are named), or None."""
-    path = workdir / "config.json"
-    if not path.exists():
-        if (workdir / "checkpoints").exists():
-            return f"{workdir} holds checkpoints but no config.json; choose another --workdir"
-        return None
-    try:
-        saved = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        return f"{path} is not valid JSON ({error}); restore it or choose another --workdir"
+def renamed(saved: dict) -> dict:
+    """A saved config with today's names for the keys of `RENAMED`."""
+    result = json.loads(json.dumps(saved))
+    for old, new in RENAMED.items():
+        section, _, leaf = old.rpartition(".")
+        holder = result.get(section, {}) if section else result
+        if isinstance(holder, dict) and leaf in holder:
+            where, _, name = new.rpartition(".")
+            result.setdefault(where, {})[name] = holder.pop(leaf)
+    return result
+
+
+def difference(saved: dict, config: ConfigDict) -> str | None:
+    """How a run's saved config differs from `config` in keys that may not change, or None."""
     old, new = flatten(saved), flatten(to_dict(config))
     changed = [k for k in sorted(set(old) | set(new)) if old.get(k) != new.get(k) and not k.startswith(MAY_CHANGE)]
-    if not changed:
-        return None
+    if changed and not set(changed) & set(old):
+        return f"of an earlier version, without {', '.join(changed[:4])}: it can be evaluated and started from, not resumed"
     shown = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in changed[:4])
-    return f"{workdir} holds another run ({shown}{', ...' if len(changed) > 4 else ''}); choose another --workdir"
+    return shown + (", ..." if len(changed) > 4 else "") if changed else None
 
 
-def load_saved(workdir: str | Path) -> ConfigDict:
-    """The config of the run in `workdir`."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"no run in {workdir}: {path} is missing")
-    try:
-        return ConfigDict(json.loads(path.read_text())).lock()
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+UNITS = re.compile(r"^batch = .+, step = .+$", re.MULTILINE)
+
+
+def units(spec: str) -> str:
+    """The line 'batch = ..., step = ...' of a config file's docstring: what a row and a step of its runs are."""
+    line = UNITS.search(load_module(Path(spec.partition(":")[0])).__doc__ or "")
+    return line[0] if line else ""

@@ -1,15 +1,42 @@
-"""Text files of people, in and out: UTF-8, with or without a byte-order mark, plain or .gz. What is wrong is a UserError."""
+"""Files in and out: text of people (UTF-8, plain or .gz), JSON, files that appear whole. What is wrong is a UserError."""
 
 import argparse
 import codecs
 import gzip
 import json
+import logging
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
+
+TOY = "toy"  # a config's data.dir: use the data that the project embeds
+
+log = logging.getLogger(__name__)
+
+
+def data_directory(directory: str, *names: str) -> Path | None:
+    """The folder of a data set: the argument, else $QUINTET_DATA/<the first of `names` that is there>.
+
+    None where QUINTET_DATA is not set, and for 'toy' whatever it is: the caller then uses the data that it embeds. Raises
+    UserError for a folder that does not exist, and where QUINTET_DATA has none of the names.
+    """
+    if directory == TOY:
+        return None
+    if directory:
+        if not Path(directory).is_dir():
+            raise UserError(f"no data folder {directory}; give one as --config.data.dir, or 'toy' for embedded data")
+        return Path(directory)
+    if not (root := os.environ.get("QUINTET_DATA")):
+        log.info("no data directory (--config.data.dir or QUINTET_DATA): using embedded data")
+        return None
+    for name in names:
+        if (folder := Path(root) / name).is_dir():
+            return folder
+    raise UserError(f"QUINTET_DATA is {root}, which has no folder {' or '.join(names)}; give it, or set --config.data.dir=toy")
 
 
 def lines(path: Path | str) -> Iterator[tuple[int, str]]:
@@ -44,6 +71,17 @@ def write(path: Path | str, content: Iterable[str]) -> None:
         raise UserError(f"cannot write {path} ({error.strerror}): name a file in a folder that exists") from None
 
 
+def replace(path: Path, content: str | bytes) -> None:
+    """Write a file that a reader, or a kill, finds old or new but never half: beside it, then renamed."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
 def check_place(path: Path | str) -> None:
     """Raise UserError where a file cannot be written, before work is done for it."""
     if Path(path).is_dir() or not Path(path).parent.is_dir():
@@ -64,9 +102,9 @@ def json_object(path: Path, hint: str) -> dict[str, Any]:
     try:
         value = json.loads(text(path))
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}): {hint}") from None
+        raise UserError(f"{path} is not valid JSON ({error}): {hint}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object: {hint}")
+        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}: {hint}")
     return value
 
 

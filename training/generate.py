@@ -1,21 +1,23 @@
 """Streams whose batches a model makes: prompts from a data set, completions from the current weights, scores from a judge."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from training.data import DatasetStream
 from training.errors import UserError
 from training.method import TrainState
-from training.sharding import batch_sharding, place_rows
+from training.sharding import batch_sharding, move, place_rows
 
 # (what `view` leaves of the state, batch of prompts, consts) -> {name: array with the prompts' leading axis}
 Generate = Callable[[TrainState, Any, Any], dict[str, jax.Array]]
 # (prompts, generated), this process's rows in numpy -> {name: numpy array with those rows}
-Score = Callable[[dict, dict], dict[str, np.ndarray]]
+HostScore = Callable[[dict, dict], dict[str, np.ndarray]]
 
 
 class GeneratorStream:
@@ -23,15 +25,16 @@ class GeneratorStream:
 
     How old the weights may be that make a batch is decided here and nowhere else: `lag`, in steps of the loop. With 0 `next`
     generates from the very state that it is handed. A learner sees the mode only in `version` int32 [B]: the step whose weights
-    made the batch.
+    made the batch. Generation may have a mesh of its own, the one that the prompts lie on: weights go there, and what was
+    generated comes back, from device to device.
 
     Args:
-      prompts: batches of dicts.
+      prompts: batches of dicts, on the mesh of generation.
       generate: jitted here. Its keys come from the state's seed and step, so that a resumed run draws the same again.
       score: runs on the host (and may call jitted functions of its own); every process scores its own rows.
-      makes: what `generate` and `score` add: name -> shape without the leading axis, and dtype.
+      spec: of the whole batch, on the learner's mesh (`Method.spec`).
       view: the part of the state that `generate` reads, the rest None.
-      consts: frozen arrays for `generate`, usually `Method.consts`.
+      consts: frozen arrays for `generate`.
       lag: 0. Other values are refused until the asynchronous mode is built.
     """
 
@@ -39,38 +42,49 @@ class GeneratorStream:
         self,
         prompts: DatasetStream,
         generate: Generate,
-        score: Score,
+        score: HostScore,
         *,
-        makes: Mapping[str, jax.ShapeDtypeStruct],
+        spec: dict[str, jax.ShapeDtypeStruct],
         view: Callable[[TrainState], TrainState],
-        consts: Callable[[], Any] = tuple,
-        mesh: Mesh,
+        consts: Any = (),
         lag: int = 0,
     ):
         if lag:
             raise UserError(f"a generator's lag is {lag}: only 0 (generate, then learn) is built so far")
-        self._prompts, self._score, self.reads, self._consts, self._mesh = prompts, score, view, consts, mesh
-        sharding = batch_sharding(mesh)
-        self._generate = jax.jit(generate, out_shardings=sharding)
-        self._rows = jax.tree.leaves(prompts.spec)[0].shape[0]
-        made = {**makes, "version": jax.ShapeDtypeStruct((), np.int32)}
-        self.spec = dict(prompts.spec) | {
-            name: jax.ShapeDtypeStruct((self._rows, *one.shape), one.dtype, sharding=sharding) for name, one in made.items()
-        }
+        self._prompts, self._score, self.reads = prompts, score, view
+        self._rows, self._mesh = spec["version"].shape[0], spec["version"].sharding.mesh
+        self._there = prompts.mesh
+        self._consts = move(consts, self._there)
+        self._seconds: Counter[str] = Counter()
+
+        def versioned(view: TrainState, batch: dict, consts: Any) -> dict:
+            return {**generate(view, batch, consts), "version": jnp.full(self._rows, view.step, jnp.int32)}
+
+        self._generate = jax.jit(versioned, out_shardings=batch_sharding(self._there))
 
     def next(self, state: TrainState) -> dict:
         prompts = self._prompts.next(state)
-        generated = self._generate(self.reads(state), prompts, self._consts())
-        mine_in, mine_out = jax.tree.map(local_rows, (prompts, generated))
-        scores = self._score(mine_in, mine_out)
-        version = np.full(len(jax.tree.leaves(mine_in)[0]), int(state.step), np.int32)
-        return {**prompts, **generated, **place_rows({**scores, "version": version}, self._mesh, self._rows)}
+        generated = self._generate(move(self.reads(state), self._there), prompts, self._consts)
+        begin = time.perf_counter()
+        rows = jax.tree.map(local_rows, (prompts, generated))
+        made = time.perf_counter()
+        scores = self._score(*rows)
+        self._seconds.update({"time/generation": made - begin, "time/score": time.perf_counter() - made})
+        return {**move({**prompts, **generated}, self._mesh), **place_rows(scores, self._mesh, self._rows)}
 
     def get_state(self) -> dict:
         return self._prompts.get_state()
 
     def set_state(self, saved: dict) -> None:
         self._prompts.set_state(saved)
+
+    def close(self) -> None:
+        self._prompts.close()
+
+    def report(self) -> dict[str, float]:
+        """Seconds that `next` waited for the generator's device, and that the host scored, since the last call."""
+        seconds, self._seconds = dict(self._seconds), Counter()
+        return {name: round(value, 4) for name, value in seconds.items()}
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

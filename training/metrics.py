@@ -1,9 +1,11 @@
 """Where numbers go: metrics.jsonl (the record), a terminal line, TensorBoard if it is installed and asked for."""
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 from PIL import Image as PILImage
 
+from training import files
 from training.errors import UserError
 
 
@@ -49,6 +52,7 @@ class Writer:
       last: the final step, for the progress bar.
       resume_step: rows past this step (of a run that was killed later) are dropped; None keeps all.
       seconds: training time of earlier sittings.
+      facts: asked for more numbers whenever a row of a step is written.
     """
 
     def __init__(
@@ -60,8 +64,9 @@ class Writer:
         resume_step: int | None = 0,
         seconds: float = 0.0,
         tensorboard: bool = False,
+        facts: Callable[[], dict[str, float]] = dict,
     ):
-        self.workdir, self.every, self.last = Path(workdir), every, last
+        self.workdir, self.every, self.last, self._facts = Path(workdir), every, last, facts
         self._before, self._start = seconds, time.perf_counter()
         self._held: tuple[int, dict] | None = None
         self._rate_mark = (resume_step or 0, time.perf_counter())
@@ -101,7 +106,7 @@ class Writer:
         bad = [name for name, value in watched.items() if not np.all(np.isfinite(value))]
         if bad or step % self.every == 0 or step == self.last or step == 1:
             row = {f"train/{name}": _plain(value) for name, value in jax.device_get(metrics).items()}
-            self.write(step, {**row, **self._rate(step)})
+            self.write(step, {**row, **self._rate(step), **self._facts()})
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
         if bad:
@@ -155,23 +160,50 @@ class Writer:
         return {"video": f"media/{stem}.gif"}
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a torn last line (the process was killed in the middle of it) is left out."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, [] where there is none.
+
+    The last line may be torn: the run was killed in it, or is writing it. Raises UserError for any other that is not a row.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = _lines(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from None
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            rows.append(_row(line))
+        except ValueError as error:
+            if number == lines[-1][0]:
+                break
+            raise UserError(f"{path} line {number} is not a metrics row ({error}): delete that line") from None
     return rows
 
 
+def _lines(path: Path) -> list[tuple[int, str]]:
+    text = path.read_bytes().decode("utf-8", errors="replace")  # a line may be torn inside a character
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _row(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int | float) or not np.isfinite(row["step"]):
+        raise ValueError("no object with a 'step'")
+    return row
+
+
 def _drop_rows_after(path: Path, step: int) -> None:
-    if path.exists():
-        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(kept))
-        draft.replace(path)
+    """Keep the rows up to a step. A line that is none is dropped: a log must not stop a run from going on."""
+    if not path.exists():
+        return
+    kept = []
+    for _, line in _lines(path):
+        with contextlib.suppress(ValueError):
+            row = _row(line)
+            kept += [json.dumps(row) + "\n"] if row["step"] <= step else []
+    files.replace(path, "".join(kept))
 
 
 def _plain(value: Any) -> Any:

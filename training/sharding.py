@@ -22,9 +22,15 @@ BATCH = P(("data", "fsdp"))
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
-    """The mesh of a run. One size may be -1: the rest of the machine.
+    """The mesh of a run: sizes of its axes, of which one may be -1, the rest of the devices.
 
-    A single process may use fewer devices than it has; several processes must use them all.
+    It may be smaller than the machine. Of several processes each then gives as many devices as the others.
+
+    Args:
+      devices: those to use, in the order of the mesh's places; default: all of all processes.
+
+    Raises:
+      UserError: the devices do not suffice, or do not divide.
     """
     devices = list(jax.devices()) if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -44,11 +50,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
         raise UserError(
             f"mesh {_show(sizes)} needs {need} devices, but this machine has {len(devices)}; set config.mesh smaller"
         )
-    if need < len(devices) and jax.process_count() > 1:
+    if need < len(devices):
+        devices = _equal_share(devices, need)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _equal_share(devices: list, need: int) -> list:
+    """`need` of the devices, the first ones of each process, as many of one as of another."""
+    own = {p: [d for d in devices if d.process_index == p] for p in sorted({d.process_index for d in devices})}
+    each = need // len(own)
+    if need % len(own) or any(len(group) < each for group in own.values()):
         raise UserError(
-            f"mesh {_show(sizes)} uses {need} of {len(devices)} devices; with several processes it must use them all"
+            f"a mesh of {need} devices cannot take equally many of the {len(own)} processes; "
+            "change config.mesh, or start another number of processes"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:need])
+    return [d for group in own.values() for d in group[:each]]
 
 
 def _show(sizes: list[int]) -> str:
@@ -61,6 +77,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
     return NamedSharding(mesh, P())
 
 
@@ -78,6 +95,22 @@ def check_batch(batch: int, mesh: Mesh, accumulate: int = 1) -> None:
             f"batch of {batch} rows is not divisible by the mesh's data x fsdp = {batch_ways(mesh)}; "
             "change config.batch or config.mesh"
         )
+
+
+def batch_spec(row: Any, batch: int, mesh: Mesh) -> Any:
+    """The spec of a batch: `row` (a pytree of ShapeDtypeStruct of one example) with a leading axis over `data` and `fsdp`.
+
+    Raises UserError as `check_batch` does.
+    """
+    check_batch(batch, mesh)
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=sharding), row)
+
+
+def replicated_spec(tree: Any, mesh: Mesh) -> Any:
+    """The shapes and types of `tree`, each array whole on every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def path_name(path: tuple) -> str:
@@ -133,6 +166,8 @@ def _check_rule(pattern: str, spec: P, name: str, shape: tuple[int, ...], mesh: 
 def my_rows(batch: int, mesh: Mesh) -> slice:
     """The rows of a global batch that this process provides: those on its own devices, which must be neighbours."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    if not indices:  # none of the mesh's devices is this process's
+        return slice(0, 0)
     spans = sorted({(index[0].start or 0, batch if index[0].stop is None else index[0].stop) for index in indices})
     if any(left[1] != right[0] for left, right in itertools.pairwise(spans)):
         raise UserError(
@@ -158,6 +193,18 @@ def place_replicated(host: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
 
     return jax.tree.map(place, host)
+
+
+def move(tree: Any, mesh: Mesh) -> Any:
+    """Arrays on another mesh, each with the PartitionSpec that it has (whole, if none). Those there stay. Asynchronous."""
+
+    def one(x: jax.Array) -> jax.Array:
+        named = isinstance(x.sharding, NamedSharding)
+        if named and x.sharding.mesh == mesh:
+            return x
+        return jax.device_put(x, NamedSharding(mesh, x.sharding.spec if named else P()))
+
+    return jax.tree.map(one, tree)
 
 
 def table(shapes: Any, shardings: Any) -> str:

@@ -35,7 +35,7 @@ def test_gae(gamma, lam):
 
 
 def test_gae_by_hand():
-    """gamma .5, lam .5: delta_1 = 4 - 2 = 2, delta_0 = 1 + 1 - 3 = -1, A_0 = -1 + .25 * 2."""
+    """Gamma .5, lam .5: delta_1 = 4 - 2 = 2, delta_0 = 1 + 1 - 3 = -1, A_0 = -1 + .25 * 2."""
     ours, returns = gae(jnp.array([1.0, 4.0]), jnp.array([3.0, 2.0]), 0.5, 0.5)
     np.testing.assert_allclose(ours, [-0.5, 2.0])
     np.testing.assert_allclose(returns, [2.5, 4.0])

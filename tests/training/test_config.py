@@ -3,9 +3,9 @@
 import pytest
 
 from training.cli import split_overrides
-from training.config import flatten, load, load_saved, other_run, set_value
+from training.config import flatten, load, set_value, units
 from training.errors import UserError
-from training.testing import toy_config
+from training.testing import EXAMPLE, toy_config
 
 CONFIG = (
     "from training.config import base\nVARIANTS = ('a', 'tiny')\ndef get_config(variant='a'):\n    return base('m').lock()\n"
@@ -20,8 +20,8 @@ def file(tmp_path):
 
 
 def test_overrides_keep_types(file):
-    config = load(file, {"steps": "1e3", "mesh.fsdp": "2", "init_from": "123", "log.tensorboard": "true"})
-    assert (config.steps, config.mesh.fsdp, config.init_from, config.log.tensorboard) == (1000, 2, "123", True)
+    config = load(file, {"steps": "1e3", "mesh.fsdp": "2", "sources.init": "123", "log.tensorboard": "true"})
+    assert (config.steps, config.mesh.fsdp, config.sources.init, config.log.tensorboard) == (1000, 2, "123", True)
     config = toy_config().copy_and_resolve_references()
     set_value(config, "optim.lr", "3e-4")
     assert config.optim.lr == 3e-4
@@ -62,13 +62,12 @@ def test_split_overrides():
         split_overrides(["--config.c"])
 
 
-def test_broken_or_missing_config_json(tmp_path):
-    with pytest.raises(UserError, match="no run in"):
-        load_saved(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        load_saved(tmp_path)
-    assert "not valid JSON" in other_run(toy_config(), tmp_path)
+def test_keys_of_earlier_versions_have_todays_names(file):
+    assert load(file, {"init_from": "runs/a"}).sources.init == "runs/a"
+
+
+def test_what_a_batch_and_a_step_are_stands_in_the_docstring():
+    assert units(f"{EXAMPLE}:tiny") == "batch = points, step = an update"
 
 
 def test_flatten():

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from training import loop, metrics
+from training import loop, metrics, population
 from training.errors import UserError
+from training.method import Eval
+from training.sharding import make_mesh
 from training.testing import make, toy_config, train
 
 
@@ -113,8 +115,8 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 def test_non_finite_gradient_is_not_saved(tmp_path):
     """A finite loss with a broken gradient, at a step that saves: the parameters are gone, so nothing may be written."""
     config = toy_config(mesh__data=1)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    method, stream = make(config, mesh)
+    mesh = make_mesh(1)
+    method = make(config, mesh)
 
     def step(state, batch, consts):
         new, values = method.step(state, batch, consts)
@@ -123,25 +125,29 @@ def test_non_finite_gradient_is_not_saved(tmp_path):
         return new.replace(params=params), {**values, "grad_norm": jnp.where(broken, jnp.nan, values["grad_norm"])}
 
     with pytest.raises(metrics.NonFiniteLoss, match="grad_norm is nan at step 8"):
-        loop.run(config, method._replace(step=step), stream, mesh, str(tmp_path))
+        loop.run(config, method._replace(step=step), mesh, str(tmp_path))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
 
 
 def test_sigterm_saves_and_leaves_normally(straight, tmp_path):
     config = toy_config(mesh__data=1, checkpoint__every=0)
-    method, stream = make(
-        config, mesh := loop.jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    )
-    draws, original = [], stream.next
+    mesh = make_mesh(1)
+    method = make(config, mesh)
 
-    def next_then_signal(state=None):
-        draws.append(1)
-        if len(draws) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(state)
+    def signalled(consts):
+        stream = method.stream(consts)
+        draws, original = [], stream.next
 
-    stream.next = next_then_signal
-    state = loop.run(config, method, stream, mesh, str(tmp_path))
+        def next_then_signal(state=None):
+            draws.append(1)
+            if len(draws) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(state)
+
+        stream.next = next_then_signal
+        return stream
+
+    state = loop.run(config, method._replace(stream=signalled), mesh, str(tmp_path))
     assert int(state.step) == 5
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "preempted"
     assert_same(straight[0], train(config, tmp_path))
@@ -167,9 +173,100 @@ def test_a_url_is_no_workdir():
 
 def test_no_retracing_after_the_first_step(tmp_path):
     config = toy_config(mesh__data=1)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    method, stream = make(config, mesh)
+    mesh = make_mesh(1)
+    method = make(config, mesh)
     traces = []
     counted = method._replace(step=lambda *args: (traces.append(1), method.step(*args))[1])
-    loop.run(config, counted, stream, mesh, str(tmp_path))
+    loop.run(config, counted, mesh, str(tmp_path))
     assert len(traces) == 1
+
+
+class Watched:
+    """A stream that counts its closings, and reports a number."""
+
+    def __init__(self, inner):
+        self._inner, self.closed = inner, 0
+        for name in ("next", "reads", "get_state", "set_state"):
+            setattr(self, name, getattr(inner, name))
+
+    def close(self):
+        self.closed += 1
+        self._inner.close()
+
+    def report(self):
+        return {"time/games": 0.25}
+
+
+@pytest.mark.parametrize("explode_at", [0, 6])
+def test_the_stream_is_closed_also_after_a_failure_and_its_numbers_are_logged(tmp_path, explode_at):
+    config, mesh, opened = toy_config(mesh__data=1, explode_at=explode_at), make_mesh(1), []
+    method = make(config, mesh)
+
+    def open_watched(consts):
+        opened.append(Watched(method.stream(consts)))
+        return opened[0]
+
+    try:
+        loop.run(config, method._replace(stream=open_watched), mesh, str(tmp_path))
+    except metrics.NonFiniteLoss:
+        assert explode_at
+    assert [stream.closed for stream in opened] == [1]
+    rows = [row for row in metrics.read_rows(tmp_path / "metrics.jsonl") if "train/loss" in row]
+    assert all(row["time/games"] == 0.25 and row["time/data"] >= 0 for row in rows)
+
+
+def test_a_stream_that_fails_to_close_does_not_keep_a_checkpoint_from_being_written(tmp_path):
+    config, mesh = toy_config(mesh__data=1), make_mesh(1)
+    method = make(config, mesh)
+
+    def open_broken(consts):
+        stream = Watched(method.stream(consts))
+        stream.close = lambda: 1 / 0
+        return stream
+
+    with pytest.raises(ZeroDivisionError):
+        loop.run(config, method._replace(stream=open_broken), mesh, str(tmp_path))
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "done"
+    assert (tmp_path / "digests" / "12.json").exists()
+
+
+def test_consts_are_made_once_and_handed_to_stream_step_warm_and_evaluations(tmp_path):
+    config, mesh, seen = toy_config(mesh__data=1, steps=3), make_mesh(1), []
+    method = make(config, mesh)
+
+    def consts():
+        seen.append("made")
+        return {"scale": jnp.float32(2)}
+
+    def stream(consts):
+        seen.append(("stream", float(consts["scale"])))
+        return method.stream(consts)
+
+    def warm(state, consts):
+        seen.append(("warm", float(consts["scale"])))
+        return state
+
+    def step(state, batch, consts):
+        state, numbers = method.step(state, batch, consts)
+        return state, {**numbers, "scale": consts["scale"]}
+
+    def evaluate(state, consts, step):
+        seen.append(("eval", float(consts["scale"])))
+        return {}
+
+    changed = {"consts": consts, "stream": stream, "warm": warm, "step": step, "evals": {"eval": Eval(0, evaluate)}}
+    loop.run(config, method._replace(**changed), mesh, str(tmp_path))
+    assert seen == ["made", ("stream", 2.0), ("warm", 2.0), ("eval", 2.0)]
+    assert metrics.read_rows(tmp_path / "metrics.jsonl")[0]["train/scale"] == 2.0
+
+
+def test_sizes_of_the_data_fill_in_zeros_and_contradict_others(monkeypatch):
+    monkeypatch.setattr("training.testing.sizes", lambda config: {"width": 48, "data.words": 7}, raising=False)
+    config = toy_config()
+    with config.unlocked():
+        config.width, config.data = 0, {"words": 7}
+    assert (population.measured(config).width, config.width) == (48, 0)
+    with config.unlocked():
+        config.width = 32
+    with pytest.raises(UserError, match=r"config\.width is 32, but the data have 48"):
+        population.measured(config)

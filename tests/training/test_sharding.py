@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from training import sharding
 from training.errors import UserError
 from training.sharding import check_batch, fsdp_spec, make_mesh, my_rows, place_rows, state_shardings, table
 
@@ -57,3 +59,34 @@ def test_rows_are_split_over_data_and_fsdp():
     assert my_rows(8, mesh) == slice(0, 8)
     x = place_rows(np.arange(8), mesh, 8)
     assert [int(s.data[0]) for s in x.addressable_shards if s.replica_id == 0] == [0, 2, 4, 6]
+
+
+def test_a_smaller_mesh_takes_equally_many_devices_of_each_process():
+    class Device:
+        def __init__(self, process, number):
+            self.process_index, self.number = process, number
+
+    devices = [Device(process, number) for process in range(2) for number in range(3)]
+    chosen = sharding._equal_share(devices, 4)
+    assert [(d.process_index, d.number) for d in chosen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    with pytest.raises(UserError, match="3 devices cannot take equally many of the 2 processes"):
+        sharding._equal_share(devices, 3)
+
+
+def test_arrays_move_to_another_mesh_with_their_spec():
+    here, there = (make_mesh(2, 2, devices=jax.devices()[half]) for half in (slice(0, 4), slice(4, 8)))
+    tree = {"w": jax.device_put(np.arange(16.0).reshape(4, 4), NamedSharding(here, P("fsdp")))}
+    moved = sharding.move(tree, there)
+    assert moved["w"].sharding == NamedSharding(there, P("fsdp"))
+    np.testing.assert_array_equal(moved["w"], tree["w"])
+    assert sharding.move(tree, here)["w"] is tree["w"]
+
+
+def test_specs_of_batches_and_of_what_is_replicated():
+    mesh = make_mesh(2, 2, 2)
+    row = {"x": jax.ShapeDtypeStruct((3,), np.int32)}
+    spec = sharding.batch_spec(row, 8, mesh)
+    assert (spec["x"].shape, spec["x"].sharding.spec) == ((8, 3), P(("data", "fsdp")))
+    assert sharding.replicated_spec(spec, mesh)["x"].sharding.spec == P()
+    with pytest.raises(UserError, match="not divisible"):
+        sharding.batch_spec(row, 6, mesh)
