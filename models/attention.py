@@ -14,7 +14,7 @@ QUERIES = 1024  # of a long text at a time, so that its T^2 attention weights ne
 
 @jax.custom_vjp
 def product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [..., M, E] times transposed y [..., N, E] -> fp32 [..., M, N]. Its gradients are products in the dtype of x and y.
+    """Product of x [..., M, E] and transposed y [..., N, E]: fp32 [..., M, N]. Its gradients are products in their dtype.
 
     `preferred_element_type` alone would make the backward pass of bf16 models multiply fp32 by bf16, on accelerators several
     times slower.
@@ -36,24 +36,26 @@ def _product_bwd(kept: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 product.defvjp(_product_fwd, _product_bwd)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
-    """q [B, T, H, E], k and v [B, K, S, E], allowed bool [B, T, S] -> [B, T, H, E]. Softmax in fp32."""
-    B, T, H, E = q.shape
-    K, S = k.shape[1:3]
-    q = q.swapaxes(1, 2).reshape(B, K, (H // K) * T, E)  # the heads of a group share their keys
-    scores = product(q, k).reshape(B, H, T, S) * (1 / math.sqrt(E))
-    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, NEVER), -1).astype(v.dtype)
-    return (weights.reshape(B, K, (H // K) * T, S) @ v).reshape(B, H, T, E).swapaxes(1, 2)
+def attend(q_BTHE: jax.Array, k_BKSE: jax.Array, v_BKSE: jax.Array, allowed_BTS: jax.Array) -> jax.Array:
+    """Attention to the keys that `allowed` (bool) marks: [B, T, H, E]. Softmax in fp32."""
+    B, T, H, E = q_BTHE.shape
+    K, S = k_BKSE.shape[1:3]
+    q = q_BTHE.swapaxes(1, 2).reshape(B, K, (H // K) * T, E)  # the heads of a group share their keys
+    scores_BHTS = product(q, k_BKSE).reshape(B, H, T, S) * (1 / math.sqrt(E))
+    weights = jax.nn.softmax(jnp.where(allowed_BTS[:, None], scores_BHTS, NEVER), -1).astype(v_BKSE.dtype)
+    return (weights.reshape(B, K, (H // K) * T, S) @ v_BKSE).reshape(B, H, T, E).swapaxes(1, 2)
 
 
-def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
-    """`attend` for T = S and nothing allowed in the future: blocks of queries with the keys up to their end."""
+def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, causal: bool = True) -> jax.Array:
+    """`attend` for T = S in blocks of queries; causal: nothing is allowed in the future, which is not even computed."""
     T, n = q.shape[1], QUERIES
     if n >= T:
         return attend(q, k, v, allowed)
     part = jax.checkpoint(attend)
     spans = [(i, min(i + n, T)) for i in range(0, T, n)]
-    return jnp.concatenate([part(q[:, i:j], k[:, :, :j], v[:, :, :j], allowed[:, i:j, :j]) for i, j in spans], 1)
+    ends = [j if causal else T for _, j in spans]
+    parts = zip(spans, ends, strict=True)
+    return jnp.concatenate([part(q[:, i:j], k[:, :, :end], v[:, :, :end], allowed[:, i:j, :end]) for (i, j), end in parts], 1)
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array] | None) -> jax.Array:

@@ -169,6 +169,7 @@ def attention(query_BTHK, key_BTHK, value_BTHK, mask_BT) -> jax.Array:
 
 
 def dense(weights: dict, x) -> jax.Array:
+    """A linear layer, x [..., in] -> [..., out]."""
     return x @ weights["kernel"] + weights["bias"]
 
 

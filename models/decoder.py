@@ -1,4 +1,6 @@
-"""Decoder-only transformers: one set of pure functions for GPT-2, GPT-NeoX (Pythia) and Llama, over a dict of arrays.
+"""Transformers of one stack: pure functions for GPT-2, GPT-NeoX (Pythia) and Llama, over a dict of arrays.
+
+`causal` off lets every token see the whole text, as masked diffusion wants; nothing that predicts the next token takes that.
 
 Layers are stacked on a leading axis and run by `lax.scan`. Dense layers see activations as [B*T, D]: XLA's CPU backend is up to
 2.8 times slower on [B, T, D].
@@ -29,7 +31,7 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape and kind of a decoder. Fields with None follow from the others: see `groups`, `size` and `inner`."""
+    """Shape and kind of a decoder. Fields with None follow from the others: see `kv`, `size` and `inner`."""
 
     vocab: int
     layers: int
@@ -50,6 +52,7 @@ class TransformerConfig:
     gated: bool = False
     bias: bool = True
     tie: bool = True
+    causal: bool = True  # no token sees those after it
     dtype: str = "float32"
     remat: bool = False
 
@@ -121,7 +124,7 @@ def init(key: jax.Array, cfg: TransformerConfig) -> dict:
 
 
 def dense(p: dict, x: jax.Array) -> jax.Array:
-    """x [N, in] -> [N, out]: x W (+ bias) (+ scale (x a) b if there are LoRA leaves), in the dtype of x."""
+    """A layer on x [n, in]: x W (+ bias) (+ scale (x a) b if there are LoRA leaves) [n, out], in the dtype of x."""
     y = x @ p["kernel"].astype(x.dtype)
     if "a" in p:
         y = y + p["scale"].astype(x.dtype) * ((x @ p["a"].astype(x.dtype)) @ p["b"].astype(x.dtype))
@@ -138,13 +141,13 @@ def normalise(p: dict, cfg: TransformerConfig, x: jax.Array) -> jax.Array:
 
 
 def mlp(p: dict, cfg: TransformerConfig, x: jax.Array) -> jax.Array:
-    """x [N, D] -> [N, D]."""
+    """The MLP on x [n, D]."""
     act = ACTIVATIONS[cfg.activation]
     return dense(p["down"], act(dense(p["gate"], x)) * dense(p["up"], x) if cfg.gated else act(dense(p["up"], x)))
 
 
 def rotary_tables(cfg: TransformerConfig, position: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-    """cos and sin [B, T, 1, R/2] fp32 of the angles at integer positions [B, T]; R is the rotated part of a head."""
+    """Cosine and sine [B, T, 1, R/2] fp32 of the angles at integer positions [B, T]; R is the rotated part of a head."""
     if cfg.position != "rotary":
         return None
     rotated = int(cfg.size * cfg.rotary_fraction)
@@ -158,54 +161,59 @@ def rotary_tables(cfg: TransformerConfig, position: jax.Array) -> tuple[jax.Arra
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def project(p: dict, cfg: TransformerConfig, x: jax.Array, tables: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalised x [B, T, D] -> rotated queries [B, T, H, E]; rotated keys and values [B, K, T, E]."""
-    B, T, D = x.shape
-    flat = x.reshape(B * T, D)
+def project(p: dict, cfg: TransformerConfig, x_BTD: jax.Array, tables: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rotated queries [B, T, H, E], rotated keys and values [B, K, T, E] of normalised x."""
+    B, T, D = x_BTD.shape
+    flat = x_BTD.reshape(B * T, D)
     q, k, v = (dense(p[name], flat).reshape(B, T, -1, cfg.size) for name in ("q", "k", "v"))
     return attention.rotate(q, tables), attention.rotate(k, tables).swapaxes(1, 2), v.swapaxes(1, 2)
 
 
-def block(p: dict, cfg: TransformerConfig, x: jax.Array, tables: Any, look: Callable) -> tuple[jax.Array, Any]:
-    """One layer on x [B, T, D]. look(q, k, v) -> ([B, T, H, E], extra) does the attention; extra is handed on."""
-    B, T, D = x.shape
-    out, extra = look(*project(p["attn"], cfg, normalise(p["norm_1"], cfg, x), tables))
-    attended = dense(p["attn"]["o"], out.reshape(B * T, -1)).reshape(B, T, D)
-    middle = x if cfg.parallel else x + attended
-    y = mlp(p["mlp"], cfg, normalise(p["norm_2"], cfg, middle).reshape(B * T, D)).reshape(B, T, D)
-    return (x + attended + y if cfg.parallel else middle + y), extra
+def block(p: dict, cfg: TransformerConfig, x_BTD: jax.Array, tables: Any, attend: Callable) -> tuple[jax.Array, Any]:
+    """One layer: [B, T, D], and what `attend` hands on.
+
+    Args:
+      attend: (q, k, v as `project` gives them) -> ([B, T, H, E], anything to hand on).
+    """
+    B, T, D = x_BTD.shape
+    out_BTHE, extra = attend(*project(p["attn"], cfg, normalise(p["norm_1"], cfg, x_BTD), tables))
+    attended_BTD = dense(p["attn"]["o"], out_BTHE.reshape(B * T, -1)).reshape(B, T, D)
+    middle_BTD = x_BTD if cfg.parallel else x_BTD + attended_BTD
+    y_BTD = mlp(p["mlp"], cfg, normalise(p["norm_2"], cfg, middle_BTD).reshape(B * T, D)).reshape(B, T, D)
+    return (x_BTD + attended_BTD + y_BTD if cfg.parallel else middle_BTD + y_BTD), extra
 
 
 def embed(params: dict, cfg: TransformerConfig, ids: jax.Array, position: jax.Array) -> jax.Array:
-    """ids and position int32 [B, T] -> [B, T, D] in the compute dtype."""
+    """Embeddings of ids at positions, both int32 [B, T]: [B, T, D] in the compute dtype."""
     x = params["embed"]["tokens"][ids].astype(cfg.dtype)
     return x + params["embed"]["positions"][position].astype(cfg.dtype) if cfg.position == "learned" else x
 
 
-def positions(mask: jax.Array) -> jax.Array:
-    """bool [B, T] -> int32 [B, T]: exclusive cumulative sum, so that the first real token has position 0."""
-    return jnp.cumsum(mask, 1, dtype=jnp.int32) - mask
+def positions(mask_BT: jax.Array) -> jax.Array:
+    """Positions int32 [B, T] of the tokens: the number of real ones before each."""
+    return jnp.cumsum(mask_BT, 1, dtype=jnp.int32) - mask_BT
 
 
-def run(params: dict, cfg: TransformerConfig, ids: jax.Array, mask: jax.Array, look: Callable) -> tuple[jax.Array, Any]:
-    """All layers on ids and mask [B, T] -> ([B, T, D] before the final norm, what `look` handed on, for all layers).
+def run(params: dict, cfg: TransformerConfig, ids_BT: jax.Array, mask_BT: jax.Array, attend: Callable) -> tuple[jax.Array, Any]:
+    """All layers: ([B, T, D] before the final norm, what `attend` handed on, for all layers).
 
-    look(q, k, v, allowed) -> ([B, T, H, E], extra) is attention with a choice of what to keep.
+    Args:
+      attend: (q, k, v, allowed) -> ([B, T, H, E], anything to hand on).
     """
-    T = ids.shape[1]
+    T = ids_BT.shape[1]
     if cfg.position == "learned" and cfg.context < T:
         raise UserError(f"{T} tokens do not fit the context of {cfg.context}; shorten prompt or response")
-    place = positions(mask)
-    x = embed(params, cfg, jnp.where(mask, ids, 0), place)
+    place = positions(mask_BT)
+    x = embed(params, cfg, jnp.where(mask_BT, ids_BT, 0), place)
     tables = rotary_tables(cfg, place)
-    allowed = mask[:, None, :] & jnp.tri(T, dtype=bool)
+    allowed_BTS = mask_BT[:, None, :] & (jnp.tri(T, dtype=bool) if cfg.causal else jnp.ones((T, T), bool))
     # Without `remat` the outputs of dense layers are kept, the rest (T^2 attention weights!) is computed again: on CPU that is
     # also faster than stacking it layer by layer.
     policy = None if cfg.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
     @functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)  # a scan cannot merge the two passes anyway
     def layer(x: jax.Array, p: dict) -> tuple[jax.Array, Any]:
-        return block(p, cfg, x, tables, lambda q, k, v: look(q, k, v, allowed))
+        return block(p, cfg, x, tables, lambda q, k, v: attend(q, k, v, allowed_BTS))
 
     if isinstance(params["blocks"], dict):
         return jax.lax.scan(layer, x, params["blocks"])
@@ -217,16 +225,17 @@ def run(params: dict, cfg: TransformerConfig, ids: jax.Array, mask: jax.Array, l
 
 
 def hidden(params: dict, cfg: TransformerConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """ids int32 [B, T], mask bool [B, T] (False = padding on either side) -> [B, T, D] after the final norm.
+    """The last layer's output after the final norm, [B, T, D]; ids int32 and mask bool [B, T].
 
-    Positions count real tokens only and padded ids are read as 0 (async_rlhf's forward). Outputs at padding mean nothing.
+    mask is False at padding, on either side. Positions count real tokens only and padded ids are read as 0 (async_rlhf's
+    forward). Outputs at padding mean nothing.
     """
-    x, _ = run(params, cfg, ids, mask, lambda *qkv: (attention.in_blocks(*qkv), None))
+    x, _ = run(params, cfg, ids, mask, lambda *qkv: (attention.in_blocks(*qkv, causal=cfg.causal), None))
     return normalise(params["norm"], cfg, x)
 
 
 def logits(params: dict, cfg: TransformerConfig, x: jax.Array) -> jax.Array:
-    """Hidden [..., D] -> fp32 [..., V]."""
+    """Logits fp32 [..., V] of hidden states x [..., D]."""
     table = params["embed"]["tokens"] if cfg.tie else params["head"]["kernel"].T
     return attention.product(x.reshape(-1, x.shape[-1]), table.astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
@@ -254,8 +263,16 @@ _chosen.defvjp(_chosen_fwd, _chosen_bwd)  # autodiff would keep a second array o
 def chosen_logprobs(
     params: dict, cfg: TransformerConfig, x: jax.Array, ids: jax.Array, temperature: float | jax.Array = 1.0
 ) -> jax.Array:
-    """Hidden [..., D] and the tokens after them, ids [...] -> fp32 [...]: log p of softmax(logits / (temperature + 1e-7))."""
+    """Log-probs fp32 [...] of tokens `ids` [...] after hidden states x [..., D]: of softmax(logits / (temperature + 1e-7))."""
     return _chosen(logits(params, cfg, x), ids, jnp.asarray(temperature + 1e-7, jnp.float32))
+
+
+def needs_causal(cfg: TransformerConfig) -> None:
+    """Raise UserError for a model whose tokens see those that they should predict."""
+    if not cfg.causal:
+        raise UserError(
+            "this model is not causal: it has no log-probs of next tokens, and cannot be sampled from left to right"
+        )
 
 
 def token_logprobs(
@@ -266,18 +283,19 @@ def token_logprobs(
     temperature: float | jax.Array = 1.0,
     chunk: int | None = None,
 ) -> jax.Array:
-    """log p(ids[:, t] | ids[:, :t]) fp32 [B, T] under softmax(logits / (temperature + 1e-7)); entry 0 is 0.
+    """Log-probs p(ids[:, t] | ids[:, :t]) fp32 [B, T] under softmax(logits / (temperature + 1e-7)); entry 0 is 0.
 
     With `chunk`, logits of that many columns exist at a time, and are computed again for the gradient.
     Values at padding, and at the first real token after it, mean nothing.
     """
+    needs_causal(cfg)
     x, following = hidden(params, cfg, ids, mask)[:, :-1], ids[:, 1:]
     score = functools.partial(chosen_logprobs, params, cfg, temperature=temperature)
     if chunk is None or chunk >= x.shape[1]:
-        found = score(x, following)
+        logps = score(x, following)
     else:
         B, n = following.shape
         x = jnp.pad(x, ((0, 0), (0, -n % chunk), (0, 0))).reshape(B, -1, chunk, x.shape[-1]).swapaxes(0, 1)
         parts = jnp.pad(following, ((0, 0), (0, -n % chunk))).reshape(B, -1, chunk).swapaxes(0, 1)
-        found = jax.lax.map(jax.checkpoint(lambda part: score(*part)), (x, parts)).swapaxes(0, 1).reshape(B, -1)[:, :n]
-    return jnp.pad(found, ((0, 0), (1, 0)))
+        logps = jax.lax.map(jax.checkpoint(lambda part: score(*part)), (x, parts)).swapaxes(0, 1).reshape(B, -1)[:, :n]
+    return jnp.pad(logps, ((0, 0), (1, 0)))

@@ -1,9 +1,9 @@
-"""One token after another with a cache of keys and values: the same layers as transformer.py, unrolled.
+"""One token after another with a cache of keys and values: the same layers as decoder.py, unrolled.
 
 Every layer has arrays of its own, for its weights and for its cache: XLA's CPU backend would copy slices of stacked ones at
 every token. The cache's layout makes both products of attention plain batched ones.
 
-Legend: as in transformer.py; C prompt length, S size of the cache.
+Legend: as in decoder.py; C prompt length, S size of the cache.
 """
 
 from typing import Any, NamedTuple
@@ -42,18 +42,18 @@ def unstack(params: dict, cfg: TransformerConfig) -> dict:
 
 
 def prefill(params: dict, cfg: TransformerConfig, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, Cache]:
-    """Left-padded prompts ids int32 and mask bool [B, C] -> hidden [B, D] of the last position, and a full cache of size C."""
+    """Hidden [B, D] of the last position of left-padded prompts (ids int32, mask bool [B, C]), and a full cache of size C."""
 
-    def look(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> tuple[jax.Array, Any]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> tuple[jax.Array, Any]:
         return attention.in_blocks(q, k, v, allowed), (k, v)
 
-    x, (keys, values) = decoder.run(params, cfg, ids, mask, look)
+    x, (keys, values) = decoder.run(params, cfg, ids, mask, attend)
     cache = Cache(tuple(keys), tuple(values), mask, mask.sum(1, dtype=jnp.int32))
     return decoder.normalise(params["norm"], cfg, x[:, -1]), cache
 
 
 def grow(cache: Cache, size: int) -> Cache:
-    """Room for `size` tokens, no fewer than before."""
+    """The cache with room for `size` tokens, no fewer than before."""
     room = size - cache.mask.shape[1]
 
     def pad(x: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ def grow(cache: Cache, size: int) -> Cache:
 
 
 def decode(params: dict, cfg: TransformerConfig, cache: Cache, ids: jax.Array, index: jax.Array) -> tuple[jax.Array, Cache]:
-    """One more token of each row: ids int32 [B] at column `index` (a scalar) -> its hidden [B, D], and the new cache.
+    """Hidden [B, D] of one more token of each row, ids int32 [B] at column `index` (a scalar), and the new cache.
 
     `params` as from `unstack`. Every row's token becomes part of its context, also one after its end.
     """
@@ -76,11 +76,11 @@ def decode(params: dict, cfg: TransformerConfig, cache: Cache, ids: jax.Array, i
 
     for p, k_old, v_old in zip(params["blocks"], cache.keys, cache.values, strict=True):
 
-        def look(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple = (k_old, v_old)) -> tuple[jax.Array, tuple]:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: tuple = (k_old, v_old)) -> tuple[jax.Array, tuple]:
             new = tuple(jax.lax.dynamic_update_slice(c, y, (0, 0, index, 0)) for c, y in zip(old, (k, v), strict=True))
             return attention.attend(q, *new, mask[:, None]), new
 
-        x, (k, v) = decoder.block(p, cfg, x, tables, look)
+        x, (k, v) = decoder.block(p, cfg, x, tables, attend)
         keys.append(k)
         values.append(v)
     cache = Cache(tuple(keys), tuple(values), mask, cache.position + 1)

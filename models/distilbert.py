@@ -80,7 +80,7 @@ def hidden(params: dict, cfg: EncoderConfig, ids: jax.Array, mask: jax.Array) ->
 
 
 def classify(params: dict, cfg: EncoderConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """ids int32 [B, T], mask bool [B, T] -> logits [B, labels], read off the first column.
+    """Logits [B, labels] of texts, ids int32 and mask bool [B, T], read off the first column.
 
     Pad on the right, after [CLS] text [SEP] (`Tokeniser.encode_batch(..., special=True)`): positions count columns.
     """

@@ -38,22 +38,22 @@ def init(key: jax.Array, params: dict, rank: int, targets: Sequence[str] = ("q",
 
 
 def combine(base: dict, lora: dict, alpha: float, rank: int) -> dict:
-    """Parameters that `transformer` takes: `base`, through which no gradient flows, with `lora` in its dense layers.
+    """Parameters that `decoder` takes: `base`, through which no gradient flows, with `lora` in its dense layers.
 
     Raises UserError if the matrices have another rank.
     """
     params = jax.lax.stop_gradient(base)  # new dicts
     for place, layers in lora["blocks"].items():
         for name, matrices in layers.items():
-            L, _, found = matrices["a"].shape
-            if found != rank:
-                raise UserError(f"the LoRA matrices of {name} have rank {found}, lora.rank is {rank}; make them equal")
+            L, _, given = matrices["a"].shape
+            if given != rank:
+                raise UserError(f"the LoRA matrices of {name} have rank {given}, lora.rank is {rank}; make them equal")
             params["blocks"][place][name] |= {**matrices, "scale": jnp.full(L, alpha / rank, jnp.float32)}
     return params
 
 
 def merge(params: dict) -> dict:
-    """What `combine` made -> plain parameters with W + scale a b as kernels, in W's dtype."""
+    """Plain parameters of what `combine` made, with W + scale a b as kernels, in W's dtype."""
     if "a" not in params:
         return {name: merge(x) if isinstance(x, dict) else x for name, x in params.items()}
     a, b, kernel = (jnp.asarray(params[name], jnp.float32) for name in ("a", "b", "kernel"))

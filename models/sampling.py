@@ -64,7 +64,7 @@ def generate(
     """Responses to left-padded prompts int32 [B, C] (mask bool, False = padding).
 
     Args:
-      params: of transformer.py, also with LoRA leaves; or what `decoding.unstack` makes of them, which saves a copy.
+      params: of decoder.py, also with LoRA leaves; or what `decoding.unstack` makes of them, which saves a copy.
       temperature: logits are divided by temperature + 1e-7; 0 is greedy.
       top_k, top_p: draw among the k likeliest tokens, and of these among the fewest that have mass p (0 and 1: all of them).
       eos: token that ends a response, None for none.
@@ -74,12 +74,13 @@ def generate(
       limit, limit_p: weights of a second model of this shape. Only tokens in the nucleus `limit_p` of its softmax are drawn
         (NLPO, Ramamurthy et al. 2023).
 
-    Log-probs are those of the whole tempered softmax, as `transformer.token_logprobs` has them, whatever the filters: that is
+    Log-probs are those of the whole tempered softmax, as `decoder.token_logprobs` has them, whatever the filters: that is
     what losses compare them with. So with filters they are not those of the distribution drawn from.
 
     Raises:
       UserError: filters or lengths out of range.
     """
+    decoder.needs_causal(cfg)
     if top_k < 0 or not 0 < top_p <= 1:
         raise UserError(f"top_k {top_k} and top_p {top_p}: set top_k to 0 (off) or more, and top_p in (0, 1]")
     if max_new < 1:
@@ -147,25 +148,25 @@ def pick(
     logits: jax.Array, keys: jax.Array, step: jax.Array, temperature: jax.Array, filters: Filter,
     allowed: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """logits fp32 [B, V], keys [B] -> token int32 [B], and its log p under the unfiltered tempered softmax.
+    """The next token int32 [B], with a key for each row, and its log p under the unfiltered tempered softmax.
 
     allowed: bool [B, V], True somewhere in each row; None: all.
     """
     top_k, top_p, eos, min_new, pad = filters
-    z, ids = logits / (temperature + 1e-7), jnp.arange(logits.shape[1])
-    left = jnp.where(ids == pad, -jnp.inf, z)
+    z_BV, ids_V = logits / (temperature + 1e-7), jnp.arange(logits.shape[1])
+    left_BV = jnp.where(ids_V == pad, -jnp.inf, z_BV)
     if allowed is not None:
-        left = jnp.where(allowed, left, -jnp.inf)
+        left_BV = jnp.where(allowed, left_BV, -jnp.inf)
     if eos is not None and min_new:
-        left = jnp.where((ids == eos) & (step < min_new), -jnp.inf, left)
-    left = keep_top(left, top_k, top_p)
-    drawn = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, step), left)
-    token = jnp.where(temperature < GREEDY, left.argmax(-1), drawn).astype(jnp.int32)
-    return token, jnp.take_along_axis(z, token[:, None], 1)[:, 0] - jax.nn.logsumexp(z, -1)
+        left_BV = jnp.where((ids_V == eos) & (step < min_new), -jnp.inf, left_BV)
+    left_BV = keep_top(left_BV, top_k, top_p)
+    drawn_B = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, step), left_BV)
+    token_B = jnp.where(temperature < GREEDY, left_BV.argmax(-1), drawn_B).astype(jnp.int32)
+    return token_B, jnp.take_along_axis(z_BV, token_B[:, None], 1)[:, 0] - jax.nn.logsumexp(z_BV, -1)
 
 
 def keep_top(z: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """z [B, V] with -inf outside the k largest, and outside the fewest of these whose softmax sums to p or more.
+    """Logits z [B, V] with -inf outside the k largest, and outside the fewest of these whose softmax sums to p or more.
 
     Ties with the least of those kept are kept too.
     """
@@ -182,7 +183,7 @@ def keep_top(z: jax.Array, top_k: int, top_p: float) -> jax.Array:
 
 
 def nucleus(logits: jax.Array, p: float) -> jax.Array:
-    """bool [..., V]: the fewest likeliest tokens whose softmax sums to p or more."""
+    """The fewest likeliest tokens whose softmax sums to p or more: bool [..., V]."""
     flat = logits.reshape(-1, logits.shape[-1])
     return (keep_top(flat, 0, p) > -jnp.inf).reshape(logits.shape)
 

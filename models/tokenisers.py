@@ -5,7 +5,7 @@ EOS and padding are never the same token: whether a response has ended is read o
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,11 @@ BYTES = 256
 
 @dataclasses.dataclass(frozen=True)
 class Tokeniser:
-    """A tokenizer with the ids of EOS and padding, which differ. own: made here, not read from files."""
+    """A tokenizer with the ids of EOS and padding, which differ."""
 
     tokenizer: Tokenizer
     eos: int
     pad: int
-    own: bool = True
 
     @property
     def size(self) -> int:
@@ -71,14 +70,24 @@ class Tokeniser:
         end = row.index(self.eos) if self.eos in row else len(row)
         return [i for i in row[:end] if i != self.pad]
 
-    def save(self, folder: Path | str) -> None:
-        """Write tokenizer.json and tokenizer_config.json: `load` and transformers' AutoTokenizer read them."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / FILE))
+    def files(self) -> dict[str, bytes]:
+        """tokenizer.json and tokenizer_config.json: `load`, `from_files` and transformers' AutoTokenizer read them."""
         names = {"eos_token": self.tokenizer.id_to_token(self.eos), "pad_token": self.tokenizer.id_to_token(self.pad)}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2), "utf-8")
+        return {FILE: self.tokenizer.to_str(pretty=True).encode(), SETTINGS: json.dumps(settings, indent=2).encode()}
+
+    def save(self, folder: Path | str) -> None:
+        """Write `files` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (folder / name).write_bytes(content)
+
+
+def from_files(files: Mapping[str, bytes]) -> Tokeniser:
+    """The tokeniser whose `files` these are."""
+    tokenizer, settings = Tokenizer.from_str(files[FILE].decode()), json.loads(files[SETTINGS])
+    return Tokeniser(tokenizer, *(tokenizer.token_to_id(settings[name]) for name in ("eos_token", "pad_token")))
 
 
 def load(path: Path | str) -> Tokeniser:
@@ -104,17 +113,17 @@ def load(path: Path | str) -> Tokeniser:
     if pad is None:
         tokenizer.add_special_tokens(["[PAD]"])
         pad = tokenizer.token_to_id("[PAD]")
-    return Tokeniser(tokenizer, eos, pad, own=False)
+    return Tokeniser(tokenizer, eos, pad)
 
 
 def _named(folder: Path, kind: str) -> list[str | int]:
     """What the folder's files call a token: names, then ids."""
-    found: list[str | int] = []
+    names: list[str | int] = []
     for name in (SETTINGS, "special_tokens_map.json"):
         value = _settings(folder / name).get(kind)
-        found.append(value.get("content") if isinstance(value, dict) else value)
+        names.append(value.get("content") if isinstance(value, dict) else value)
     ids = _settings(folder / "config.json").get(f"{kind}_id")
-    return [x for x in (*found, *(ids if isinstance(ids, list) else [ids])) if x is not None]
+    return [x for x in (*names, *(ids if isinstance(ids, list) else [ids])) if x is not None]
 
 
 def _settings(path: Path) -> dict:
@@ -130,9 +139,9 @@ def _first(tokenizer: Tokenizer, tokens: list[str | int], other_than: int | None
     """The first of these tokens that the vocabulary has."""
     for token in tokens:
         name = tokenizer.id_to_token(token) if isinstance(token, int) else token
-        found = None if name is None else tokenizer.token_to_id(name)
-        if found is not None and found != other_than:
-            return found
+        known = None if name is None else tokenizer.token_to_id(name)
+        if known is not None and known != other_than:
+            return known
     return None
 
 

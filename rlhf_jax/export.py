@@ -1,4 +1,4 @@
-"""A trained model as a Hugging Face folder, for transformers and whatever reads it, or for --config.init_from here.
+"""A trained model as a Hugging Face folder, for transformers and whatever reads it, or for --config.sources.init here.
 
     python -m rlhf_jax.export RUN FOLDER [--part policy|value|reward] [--dtype bfloat16]
 
@@ -8,26 +8,26 @@ RUN is a workdir of rlhf_jax.sft, reward_model or rl: its newest checkpoint is t
 import argparse
 from pathlib import Path
 
-from models.hub import folder as hub
+from models.hub import folder
 from rlhf_jax import policy
-from training import runtime
+from rlhf_jax.tasks.tokenised import STAGES, open_tokeniser
+from training import population, runtime
 from training.cli import guarded
-from training.config import load_saved
+from training.runs import Run
 
 PARTS = ("policy", "value", "reward")
 
 
-def export(run: str, folder: Path, part: str | None, dtype: str) -> None:
-    """Write `part` of a run (None: its policy or reward model) with its tokeniser into `folder`."""
-    config = load_saved(run)
-    _, tokeniser = policy.open_data(config)
-    cfg = policy.model_config(config.model, tokeniser)
-    wanted = (part,) if part else ("policy", "reward")
-    weights = policy.load(run, cfg, wanted, head=True)
-    hub.save(folder, cfg, weights, tokeniser=tokeniser, dtype=dtype)
+def export(run: str, out: Path, part: str | None, dtype: str) -> None:
+    """Write `part` of a run (None: its policy or reward model) with its tokeniser into the folder `out`."""
+    config = population.measured(Run(run).needs(*STAGES).config)
+    cfg = policy.model_config(config)
+    weights = policy.load(run, cfg, (part,) if part else ("policy", "reward"), head=True)
+    folder.save(out, cfg, weights, tokeniser=open_tokeniser(config), dtype=dtype)
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.export", description=__doc__.split("\n")[0])
     parser.add_argument("run")
     parser.add_argument("folder", type=Path)

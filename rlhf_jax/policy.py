@@ -1,116 +1,124 @@
-"""From a config to a tokeniser, a language model and its weights; scalar heads; work over many rows in chunks."""
+"""From a config to a language model: its shape, the weights of a source, a policy's parameters, frozen weights on the mesh."""
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from models import decoder, lora, tokenisers
+from models import decoder, heads, lora
 from models.decoder import TransformerConfig
-from models.hub import folder as hub
+from models.hub import folder
 from models.presets import PRESETS
-from models.tokenisers import Tokeniser
-from rlhf_jax.tasks import Task, open_task, tldr
-from training.checkpoint import read_arrays
-from training.config import load_saved
+from rlhf_jax.tasks import arithmetic
+from rlhf_jax.tasks.tokenised import STAGES, open_tokeniser
+from training import runs
 from training.errors import UserError
+from training.population import with_seed
 from training.rng import key_for
-from training.sharding import batch_ways, my_rows, path_name, place_replicated, place_rows, state_shardings
-
-SPLIT = "train"  # whose texts train a tokeniser
-
-
-def open_tokeniser(options: ConfigDict, task: Task) -> Tokeniser:
-    """The tokeniser of a config's `tokeniser` section: a file from disk, or one made from the task's own training texts.
-
-    Args:
-      options: `kind` 'bpe' (trained here: deterministic, so that a later stage gets the same one), 'characters' or 'file'
-        (`path`: a folder with tokenizer.json); `vocab` of 'bpe'.
-    """
-    if options.kind == "file":
-        return tokenisers.load(options.path)
-    texts = task.texts[SPLIT]
-    if options.kind == "bpe":
-        return tokenisers.train_bpe(texts, options.vocab)
-    if options.kind == "characters":
-        return tokenisers.characters(sorted(set("".join(texts))))
-    raise UserError(f"tokeniser.kind {options.kind!r} is unknown: use 'bpe', 'characters' or 'file'")
+from training.runs import Run
+from training.sharding import path_name, state_shardings
 
 
-def open_data(config: ConfigDict) -> tuple[Task, Tokeniser]:
-    """The task and the tokeniser of a config. TL;DR posts are shortened so that title and 'TL;DR:' stay (`tldr.fit`)."""
-    task = open_task(config.data)
-    tokeniser = open_tokeniser(config.tokeniser, task)
-    if task.name != "tldr":
-        return task, tokeniser
-    short = lambda part: part._replace(prompts=[tldr.fit(p, config.sample.prompt, tokeniser.encode) for p in part.prompts])  # noqa: E731
-    splits, pairs = ({name: short(part) for name, part in parts.items()} for parts in (task.splits, task.pairs))
-    return task._replace(splits=splits, pairs=pairs), tokeniser
-
-
-def model_config(options: ConfigDict, tokeniser: Tokeniser) -> TransformerConfig:
+def model_config(config: ConfigDict) -> TransformerConfig:
     """The decoder of a config's `model` section: a published preset, or the shape that it spells out."""
+    options, vocab = config.model, config.model.get("vocab", 0) or _published_vocab(config)
     if options.preset:
-        if options.preset not in PRESETS:
-            raise UserError(f"model.preset {options.preset!r} is unknown: use one of {', '.join(PRESETS)}")
-        cfg = PRESETS[options.preset]
-        if tokeniser.size == cfg.vocab + 1 and tokeniser.pad == cfg.vocab:  # a padding token of our own (GPT-2 has none)
-            cfg = dataclasses.replace(cfg, vocab=tokeniser.size)
-        if not 0 <= cfg.vocab - tokeniser.size <= (cfg.vocab if tokeniser.own else hub.SPARE):
-            raise UserError(f"the tokeniser has {tokeniser.size} tokens, {options.preset} {cfg.vocab}: use its own tokeniser")
+        cfg = dataclasses.replace(_preset(options.preset), vocab=vocab)
     else:
-        shape = {name: options[name] for name in ("layers", "width", "heads", "context")}
-        cfg = TransformerConfig(vocab=tokeniser.size, **shape)
+        cfg = TransformerConfig(vocab=vocab, **{name: options[name] for name in ("layers", "width", "heads", "context")})
     return dataclasses.replace(cfg, dtype=options.dtype, remat=options.remat)
 
 
+def _preset(name: str) -> TransformerConfig:
+    if name not in PRESETS:
+        raise UserError(f"model.preset {name!r} is unknown: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _published_vocab(config: ConfigDict) -> int:
+    """The vocabulary of a model that is planned without its tokeniser."""
+    kind = config.tokeniser.kind
+    if config.model.preset:
+        return _preset(config.model.preset).vocab
+    if kind == "bpe":
+        return config.tokeniser.vocab
+    if kind == "characters" and config.data.task == "arithmetic":
+        return 2 + len(arithmetic.alphabet(config.data.ops))  # EOS and padding
+    raise UserError(f"model.vocab is 0, and the tokeniser ({kind}) of {config.data.task} is not known yet: give its size")
+
+
+def sizes(config: ConfigDict) -> dict[str, int]:
+    """What the data decide (training/method.py): the model's vocabulary, as the tokeniser has it.
+
+    That of a preset may be larger than its tokeniser (padded to a round number), or lack a token for padding (GPT-2), which it
+    then gets. Raises UserError for the tokeniser of another model.
+    """
+    tokeniser = open_tokeniser(config)
+    if not config.model.preset:
+        return {"model.vocab": tokeniser.size}
+    vocab = _preset(config.model.preset).vocab
+    if tokeniser.size == vocab + 1 and tokeniser.pad == vocab:
+        return {"model.vocab": tokeniser.size}
+    spare = folder.SPARE if config.tokeniser.kind == "file" else vocab
+    if not 0 <= vocab - tokeniser.size <= spare:
+        raise UserError(f"the tokeniser has {tokeniser.size} tokens, {config.model.preset} {vocab}: use its own tokeniser")
+    return {"model.vocab": vocab}
+
+
 def load(source: str, cfg: TransformerConfig, parts: tuple[str, ...], *, head: bool = False) -> dict:
-    """Weights of a decoder as numpy arrays, from a workdir or a Hugging Face folder.
+    """Weights of a decoder as numpy arrays, from a run or a Hugging Face folder.
 
     Args:
-      source: a run (the first of `parts` that its parameters have is taken; LoRA matrices are merged into its base) or a
+      source: a workdir (the first of `parts` that its parameters have is taken; LoRA matrices are merged into its base) or a
         folder with config.json and safetensors.
       head: keep the scalar head 'score', and do without the one over the vocabulary.
 
     Raises:
       UserError: nothing there, or a shape other than `cfg` asks for.
     """
-    weights = _of_run(source, cfg, parts) if (Path(source) / "checkpoints").exists() else _of_folder(source, cfg)
+    weights = _of_run(Run(source), cfg, parts) if runs.is_run(source) else _of_folder(source, cfg)
     wanted = jax.eval_shape(lambda: decoder.init(jax.random.key(0), cfg))
     if head:
         wanted.pop("head", None)
     _check(wanted, weights, source)
-    return weights if head else strip(weights)
+    return weights if head else heads.without_head(weights)
 
 
-def _of_run(workdir: str, cfg: TransformerConfig, parts: tuple[str, ...]) -> dict:
-    arrays, config = read_arrays(workdir, only=("params",))["params"], load_saved(workdir)
+def load_source(config: ConfigDict, name: str, cfg: TransformerConfig, parts: tuple[str, ...], *, head: bool = False) -> dict:
+    """`load` of `config.sources[name]`; what is taken from a run is logged."""
+    source = config.sources[name]
+    if runs.is_run(source):
+        run = Run(source).needs(*STAGES)
+        run.announce(run.config.data.task, config.data.task)
+    return load(source, cfg, parts, head=head)
+
+
+def _of_run(run: Run, cfg: TransformerConfig, parts: tuple[str, ...]) -> dict:
+    arrays, config = run.arrays(only=("params",))["params"], with_seed(run.config, run.config.seed)
     name = next((part for part in parts if part in arrays), None)
     if name is None:
-        raise UserError(f"init_from {workdir}: a run without {' or '.join(parts)}; it has {', '.join(arrays)}")
+        raise UserError(f"{run.path} is a run without {' or '.join(parts)}; it has {', '.join(arrays)}")
     if name != "policy" or not config.lora.rank:
         return arrays[name]
     policy = Policy(config, cfg)
     return as_numpy(lora.merge(policy.weights(arrays[name], policy.base())))
 
 
-def _of_folder(folder: str, cfg: TransformerConfig) -> dict:
+def _of_folder(path: str, cfg: TransformerConfig) -> dict:
     """Weights of a Hugging Face folder, which must be the very model: constants such as eps show in no array's shape."""
-    found, weights = hub.load(folder)
-    if not isinstance(found, TransformerConfig):
-        raise UserError(f"init_from {folder} is not a decoder")
-    if cfg.vocab == found.vocab + 1:
-        found, weights = hub.add_padding(found, weights)
-    there, here = _constants(found), _constants(cfg)
+    published, weights = folder.load(path)
+    if not isinstance(published, TransformerConfig):
+        raise UserError(f"{path} is not a decoder")
+    if cfg.vocab == published.vocab + 1:
+        published, weights = folder.add_padding(published, weights)
+    there, here = _constants(published), _constants(cfg)
     if other := [name for name in here if here[name] != there[name]]:
         name = other[0]
-        raise UserError(f"{folder}: {name} is {there[name]} there and {here[name]} here; config.model must describe it")
+        raise UserError(f"{path}: {name} is {there[name]} there and {here[name]} here; config.model must describe it")
     return weights
 
 
@@ -119,9 +127,9 @@ def _constants(cfg: TransformerConfig) -> dict:
     return {**dataclasses.asdict(cfg), **ours}
 
 
-def _check(wanted: Any, found: dict, source: str) -> None:
-    """Raise UserError unless `found` has every array of `wanted`, in its shape (it may have more, such as a head)."""
-    shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(found)}
+def _check(wanted: Any, weights: dict, source: str) -> None:
+    """Raise UserError unless `weights` has every array of `wanted`, in its shape (it may have more, such as a head)."""
+    shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(weights)}
     for path, x in jax.tree_util.tree_leaves_with_path(wanted):
         name = path_name(path)
         if shapes.get(name) != x.shape:
@@ -134,23 +142,26 @@ def _check(wanted: Any, found: dict, source: str) -> None:
 class Policy:
     """How a config's policy is parametrised: all weights, or LoRA matrices on a frozen base.
 
-    `start()` are the trainable parameters at the first step, `frozen()` what stays; `weights(trainable, frozen)` is what
-    `transformer` takes. Both are functions of the config alone: they are made again after a restart and need not be saved.
+    `start()` gives the trainable parameters at the first step; `weights(trainable, frozen)` is what `models.decoder` takes,
+    where `frozen` is `base()` under LoRA and () else. All are functions of the config alone: they are made again after a
+    restart and need not be saved.
     """
 
-    def __init__(self, config: ConfigDict, cfg: TransformerConfig, parts: tuple[str, ...] = ("policy",)):
+    def __init__(self, config: ConfigDict, cfg: TransformerConfig):
         self.cfg, self.rank, self.alpha = cfg, config.lora.rank, config.lora.alpha
-        self._targets, self._source, self._parts = tuple(config.lora.targets), config.init_from, parts
-        self.random = not config.init_from
+        self._config, self._targets = config, tuple(config.lora.targets)
+        self.random = not config.sources.init
 
     def fresh(self, key: jax.Array) -> Any:
-        """Trainable parameters from random weights; the shapes of all that this class returns."""
+        """Trainable parameters from random weights."""
         base = decoder.init(key, self.cfg)
         return lora.init(key, base, self.rank, self._targets) if self.rank else base
 
     def base(self) -> dict:
         """Weights before any training of this run."""
-        return load(self._source, self.cfg, self._parts) if self._source else decoder.init(key_for(0, 0, "base"), self.cfg)
+        if self.random:
+            return decoder.init(key_for(0, 0, "base"), self.cfg)
+        return load_source(self._config, "init", self.cfg, ("policy",))
 
     def start(self) -> Any:
         """Trainable parameters at the first step: the same for all seeds of a population."""
@@ -159,98 +170,41 @@ class Policy:
         shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), self.cfg))
         return lora.init(key_for(0, 0, "lora"), shapes, self.rank, self._targets)
 
-    def frozen(self) -> Any:
-        return self.base() if self.rank else ()
-
     def weights(self, trainable: Any, frozen: Any) -> Any:
+        """The decoder's parameters."""
         return lora.combine(frozen, trainable, self.alpha, self.rank) if self.rank else trainable
 
 
-def strip(weights: dict) -> dict:
-    """A decoder without its scalar head."""
-    return {name: x for name, x in weights.items() if name != "score"}
+def frozen_spec(policy: Policy, mesh: Mesh, min_size: int, *, start: bool = True) -> dict:
+    """Shapes and shardings of {'frozen': base of a LoRA policy or (), 'init': the first trainable weights if `start`}."""
+    key = jax.random.key(0)
+    spec = {"frozen": _sharded(lambda: decoder.init(key, policy.cfg), mesh, decoder.RULES, min_size) if policy.rank else ()}
+    if start:
+        spec["init"] = _sharded(lambda: policy.fresh(key), mesh, () if policy.rank else decoder.RULES, min_size)
+    return spec
 
 
-def with_head(key: jax.Array, weights: dict, cfg: TransformerConfig) -> dict:
-    """A decoder's trunk with a scalar head 'score' (no bias), fresh unless there is one: normal, sd 1 / sqrt(D + 1)."""
-    trunk = {name: x for name, x in weights.items() if name != "head"}
-    kernel = jax.random.normal(key, (cfg.width, 1)) * (cfg.width + 1) ** -0.5
-    return {"score": {"kernel": kernel}, **trunk}
-
-
-def values(params: dict, cfg: TransformerConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Scalar head at every position: ids int32 [B, T], mask bool [B, T] -> float32 [B, T]."""
-    return head(params["score"], decoder.hidden(params, cfg, ids, mask))
-
-
-def head(params: dict, hidden: jax.Array) -> jax.Array:
-    """[..., D] -> float32 [...]."""
-    return (hidden.astype(jnp.float32) @ params["kernel"].astype(jnp.float32))[..., 0]
-
-
-def last_score(params: dict, cfg: TransformerConfig, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """A reward model's score: the scalar head at the last real token -> float32 [B]."""
-    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], 1)
-    hidden = decoder.hidden(params, cfg, ids, mask)
-    return head(params["score"], jnp.take_along_axis(hidden, last[:, None, None], 1)[:, 0])
-
-
-def in_chunks(function: Callable[..., Any], rows: int, *arrays: jax.Array) -> Any:
-    """`function` over `rows` rows at a time, so that logits of a whole rollout never exist at once.
-
-    Row r goes to chunk r % chunks, so that each chunk keeps the rows' sharding. rows 0, or no fewer than there are: one call.
-    """
-    n = len(arrays[0])
-    if not rows or rows >= n:
-        return function(*arrays)
-    if n % rows:
-        raise UserError(f"{n} rows do not split into chunks of {rows}; change config.rl.forward_rows")
-    split = [x.reshape(rows, n // rows, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
-    out = jax.lax.map(lambda part: function(*part), tuple(split))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(n, *x.shape[2:]), out)
-
-
-def frozen(policy: Policy, mesh: Mesh, min_size: int, *, start: bool = True) -> Callable[[], dict]:
-    """() -> {'frozen': base of a LoRA policy or (), 'init': the first trainable weights}, placed once and remembered.
-
-    Under `jax.eval_shape` it gives shapes, for random weights, and remembers nothing.
-    """
-    kept: list[dict] = []
-
-    def consts() -> dict:
-        if kept:
-            return kept[0]
-        rules, loaded = decoder.RULES, not policy.random
-        found = {"frozen": place(policy.frozen, mesh, rules if policy.rank else (), min_size, loaded=loaded)}
-        if start:
-            found["init"] = place(policy.start, mesh, () if policy.rank else rules, min_size, loaded=loaded)
-        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(found)):
-            kept.append(found)
-        return found
-
-    return consts
-
-
-def place(make: Callable[[], Any], mesh: Mesh, rules: tuple, min_size: int, *, loaded: bool) -> Any:
-    """Frozen weights on the mesh, sharded like trained ones: random ones are made in place, `loaded` ones are copied there."""
-    tree = make() if loaded else jax.eval_shape(make)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+def _sharded(make: Callable[[], Any], mesh: Mesh, rules: tuple, min_size: int) -> Any:
+    shapes = jax.eval_shape(make)
     shardings = state_shardings(shapes, mesh, rules, min_size)
-    if not loaded:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def frozen(policy: Policy, spec: dict) -> dict:
+    """The arrays of `frozen_spec`, sharded like trained ones: random ones are made in place, loaded ones are copied there."""
+    make = {"frozen": policy.base, "init": policy.start}
+    return {name: _place(make[name], part, policy.random) if part else () for name, part in spec.items()}
+
+
+def _place(make: Callable[[], Any], spec: Any, random: bool) -> Any:
+    shardings = jax.tree.map(lambda x: x.sharding, spec)
+    if random:
         return jax.jit(make, out_shardings=shardings)()
     return jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), as_numpy(tree), shardings
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), as_numpy(make()), shardings
     )
 
 
-def spread_rows(host: Any, mesh: Mesh) -> Any:
-    """Rows that every process holds -> a global batch, rows over the mesh if they divide, else replicated."""
-    n = len(jax.tree.leaves(host)[0])
-    if n % batch_ways(mesh):
-        return place_replicated(host, mesh)
-    mine = my_rows(n, mesh)
-    return place_rows(jax.tree.map(lambda x: x[mine], host), mesh, n)
-
-
 def as_numpy(tree: Any) -> Any:
+    """The tree with its arrays on the host."""
     return jax.tree.map(np.asarray, tree)

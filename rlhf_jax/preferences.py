@@ -14,20 +14,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from rlhf_jax import policy as models
-from rlhf_jax.rollouts import rollout, text_metrics
-from rlhf_jax.rollouts import rows as data
+from rlhf_jax import policy
+from rlhf_jax.rollouts import rollout, rows, text_metrics
+from rlhf_jax.rollouts.evaluate import JudgeOf
 from rlhf_jax.rollouts.judges import open_judge
 from rlhf_jax.tasks import Examples, Pairs
 from rlhf_jax.tasks.base import pairs_of
 from rlhf_jax.tasks.files import read_jsonl
-from training import runtime
+from rlhf_jax.tasks.tokenised import STAGES, open_data
+from training import population, runtime
 from training.cli import guarded
-from training.config import load_saved
 from training.errors import UserError
 from training.rng import key_for
+from training.runs import Run
 
 SPLITS = ("train", "validation")
 FIELDS = {"split": str, "prompt": str, "chosen": str, "rejected": str}
@@ -35,58 +35,56 @@ ROWS = 64  # prompts sampled at once
 
 
 def read(path: str) -> dict[str, Pairs]:
-    """split -> pairs of a file that this module wrote."""
-    rows = read_jsonl(Path(path), FIELDS, blank=("chosen", "rejected"))
-    return {s: pairs_of([(r["prompt"], r["chosen"], r["rejected"]) for r in rows if r["split"] == s]) for s in SPLITS}
+    """The pairs of each split, from a file that this module wrote."""
+    lines = read_jsonl(Path(path), FIELDS, blank=("chosen", "rejected"))
+    return {s: pairs_of([(x["prompt"], x["chosen"], x["rejected"]) for x in lines if x["split"] == s]) for s in SPLITS}
 
 
-def make(run: str, gold: ConfigDict, *, prompts: int, seed: int) -> list[dict[str, str]]:
+def make(run: str, gold: JudgeOf, *, prompts: int, seed: int) -> list[dict[str, str]]:
     """Rows of `FIELDS`: from `prompts` training prompts, and a tenth as many of validation."""
-    config = load_saved(run)
-    task, tokeniser = models.open_data(config)
-    cfg = models.model_config(config.model, tokeniser)
-    with config.unlocked():
-        config.init_from, config.lora.rank = run, 0
-    policy = models.Policy(config, cfg)
-    weights = jax.device_put(policy.base())
-    how = rollout.sampler(config.sample, tokeniser)._replace(samples=2)
-    draw = jax.jit(lambda weights, rows, key: rollout.draw(weights, policy, rows, key, how)["tokens"])
-    found = []
+    config = population.measured(Run(run).needs(*STAGES).config)
+    task, tokeniser = open_data(config)
+    cfg = policy.model_config(config)
+    weights = jax.device_put(policy.load(run, cfg, ("policy",)))
+    sampler = rollout.sampler_of(config.sample)._replace(samples=2)
+    draw = jax.jit(lambda weights, batch, key: rollout.draw(weights, cfg, batch, key, sampler, tokeniser)["tokens"])
+    made = []
     for split, number in zip(SPLITS, (prompts, max(prompts // 10, 1)), strict=True):
         examples = task.splits[split].head(number)
-        judge = open_judge(gold, examples)
-        arrays = data.prompt_rows(examples.prompts, tokeniser, how.lengths).arrays
+        judge = gold(examples)
+        arrays = rows.prompt_rows(examples.prompts, tokeniser, sampler.lengths).arrays
         place = np.arange(len(examples.prompts))
         for start in range(0, len(place), ROWS):
             index = np.resize(place[start : start + ROWS], ROWS)  # one program: the last block repeats its rows
-            rows = {name: arrays[name][index] for name in ("prompt", "prompt_mask")}
-            tokens = np.asarray(draw(weights, rows, key_for(seed, start, split)))
+            batch = {name: arrays[name][index] for name in ("prompt", "prompt_mask")}
+            tokens_BkN = np.asarray(draw(weights, batch, key_for(seed, start, split)))
             n = len(place[start : start + ROWS])
             asked = [examples.prompts[i] for i in index[:n]]
-            sides = [tokeniser.decode_batch(tokens[:n, j]) for j in range(2)]
+            sides = [tokeniser.decode_batch(tokens_BkN[:n, j]) for j in range(2)]
             scores = [judge(index[:n], asked, side) for side in sides]
             ordered = text_metrics.relabel(Pairs(asked, *sides), *scores)
-            rows = zip(*ordered, scores[0] != scores[1], strict=True)
-            found += [{"split": split, "prompt": p, "chosen": c, "rejected": r} for p, c, r, differ in rows if differ]
-    return found
+            differ = zip(*ordered, scores[0] != scores[1], strict=True)
+            made += [{"split": split, "prompt": p, "chosen": c, "rejected": r} for p, c, r, keep in differ if keep]
+    return made
 
 
-def relabelled(run: str, gold: ConfigDict) -> list[dict[str, str]]:
+def relabel(run: str, gold: JudgeOf) -> list[dict[str, str]]:
     """Rows of `FIELDS`: the task's own pairs, better one first by the gold judge (Noukhovitch et al. 2025, TL;DR)."""
-    task, _ = models.open_data(load_saved(run))
+    task, _ = open_data(Run(run).needs(*STAGES).config)
     if not task.pairs:
         raise UserError(f"the task {task.name} has no pairs to relabel: leave out --relabel to sample some")
-    found = []
+    made = []
     for split in SPLITS:
         pairs = task.pairs[split]
         index = np.arange(len(pairs.prompts))
-        judge = open_judge(gold, Examples(pairs.prompts, pairs.chosen, [""] * len(index)))
+        judge = gold(Examples(pairs.prompts, pairs.chosen, [""] * len(index)))
         ordered = text_metrics.relabel(pairs, *(judge(index, pairs.prompts, side) for side in (pairs.chosen, pairs.rejected)))
-        found += [{"split": split, "prompt": p, "chosen": c, "rejected": r} for p, c, r in zip(*ordered, strict=True)]
-    return found
+        made += [{"split": split, "prompt": p, "chosen": c, "rejected": r} for p, c, r in zip(*ordered, strict=True)]
+    return made
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_jax.preferences", description=__doc__.split("\n")[0])
     parser.add_argument("run", help="workdir whose model is sampled")
     parser.add_argument("--gold", default="lexicon", help="kind of the judge: lexicon, exact, length, model, classifier")
@@ -97,11 +95,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     runtime.setup()
-    gold = ConfigDict({"kind": args.gold, "run": args.gold_run})
-    rows = relabelled(args.run, gold) if args.relabel else make(args.run, gold, prompts=args.prompts, seed=args.seed)
+    gold = open_judge(args.gold, args.gold_run)
+    pairs = relabel(args.run, gold) if args.relabel else make(args.run, gold, prompts=args.prompts, seed=args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(f"{len(rows)} pairs in {args.out}")
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    print(f"{len(pairs)} pairs in {args.out}")
 
 
 if __name__ == "__main__":

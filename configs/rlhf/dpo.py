@@ -1,11 +1,13 @@
 """Offline DPO on preference pairs.
 
-    python -m launch.train --config configs/rlhf/dpo.py:small_tldr --config.init_from=runs/rlhf/sft --workdir runs/rlhf/dpo
+    python -m launch.train --config configs/rlhf/dpo.py:small_tldr --config.sources.init=runs/rlhf/sft --workdir runs/rlhf/dpo
+
+batch = pairs of texts, step = an update
 
 Variants
-    tldr          Pythia-410m on TL;DR comparisons (Noukhovitch et al. 2025, branch dev; accelerator)
-    small_tldr, small_qa    AlpacaEval's preferences, 2 cores
-    small_imdb    pairs made by rlhf_jax.preferences (--config.pairs=FILE.jsonl), 2 cores
+    tldr          Pythia-410m on TL;DR comparisons (Noukhovitch et al. 2025, branch dev); an accelerator; not run
+    small_tldr, small_qa    AlpacaEval's preferences, 2 cores; no score
+    small_imdb    pairs made by rlhf_jax.preferences (--config.pairs=FILE.jsonl), 2 cores; no score
     tiny          tests
 """
 

@@ -1,13 +1,16 @@
-"""Reward models on pairs or on labelled texts.
+r"""Reward models on pairs or on labelled texts.
 
-    python -m launch.train --config configs/rlhf/reward_model.py:small_labels --workdir runs/rlhf/judge
+    python -m launch.train --config configs/rlhf/reward_model.py:small_labels --config.sources.init=runs/rlhf/sft \
+        --workdir runs/rlhf/judge
+
+batch = pairs of texts (labelled texts with objective 'labels'), step = an update
 
 Variants
-    tldr       Pythia from the SFT run on relabelled comparisons (Noukhovitch et al. 2025; accelerator; --config.init_from)
-    qa, chat   LLaMA-7B, Llama-3.1-8B on StackExchange pairs and on preferences (accelerator)
-    small_labels    sentiment of IMDB sentences: the stand-in for distilbert-imdb, 2 cores
-    small_tldr, small_qa    AlpacaEval's preferences, 2 cores
-    small_pairs     pairs made by rlhf_jax.preferences (--config.pairs=FILE.jsonl), from an SFT run
+    tldr       Pythia from the SFT run on relabelled comparisons (Noukhovitch et al. 2025); an accelerator; not run
+    qa, chat   LLaMA-7B, Llama-3.1-8B on StackExchange pairs and on preferences; an accelerator; not run
+    small_labels    sentiment of IMDB sentences: the stand-in for distilbert-imdb, minutes on 2 cores: .64 right
+    small_pairs     pairs made by rlhf_jax.preferences (--config.pairs=FILE.jsonl), from an SFT run, the same: .76 right
+    small_tldr, small_qa    AlpacaEval's preferences, the same; no score
     tiny    tests
 """
 

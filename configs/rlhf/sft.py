@@ -2,12 +2,16 @@
 
     python -m launch.train --config configs/rlhf/sft.py:small_imdb --workdir runs/rlhf/sft
 
+batch = texts (packed rows with form 'packed'), step = an update
+
 Variants
-    tldr       Pythia on TL;DR summaries (Noukhovitch et al. 2025; accelerator; weights from --config.init_from=FOLDER)
-    qa         LLaMA-7B with LoRA on StackExchange (Noukhovitch et al. 2023; accelerator)
-    chat       Llama-3.1-8B on No Robots (Noukhovitch et al. 2025; accelerator; data in the layout of 'qa')
-    small_imdb, small_tldr, small_qa, small_gsm8k, small_arithmetic    1 M parameters from scratch, minutes on 2 cores
-    tiny                                                               tests
+    tldr       Pythia on TL;DR summaries (Noukhovitch et al. 2025); an accelerator, --config.sources.init=FOLDER; not run
+    qa         LLaMA-7B with LoRA on StackExchange (Noukhovitch et al. 2023); the same; not run
+    chat       Llama-3.1-8B on No Robots (Noukhovitch et al. 2025); the same, data in the layout of 'qa'; not run
+    small_imdb          1 M parameters from scratch, minutes on 2 cores: 4.23 nats a held-out token
+    small_arithmetic    the same: of unseen equations .44 right drawn, .55 greedy
+    small_tldr, small_qa, small_gsm8k    the same; too small a model to learn these, no score
+    tiny                tests
 """
 
 from ml_collections import ConfigDict

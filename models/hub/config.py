@@ -32,16 +32,16 @@ class Family(NamedTuple):
 def read(path: Path | str) -> tuple[str, Config]:
     """(model_type, config) of a config.json. Raises UserError for a missing or damaged file, or a model that we cannot run."""
     try:
-        found = json.loads(Path(path).read_text("utf-8"))
+        keys = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give a Hugging Face model folder") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); fetch it again") from None
-    if not isinstance(found, dict) or found.get("model_type") not in FAMILIES:
-        kind = found.get("model_type") if isinstance(found, dict) else found
+    if not isinstance(keys, dict) or keys.get("model_type") not in FAMILIES:
+        kind = keys.get("model_type") if isinstance(keys, dict) else keys
         raise UserError(f"{path}: model_type {kind!r} is not supported; use one of {', '.join(FAMILIES)}")
     try:
-        return found["model_type"], FAMILIES[found["model_type"]].read(found)
+        return keys["model_type"], FAMILIES[keys["model_type"]].read(keys)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -75,16 +75,16 @@ def _canonical(cfg: Config) -> dict:
     return {name: value for name, value in fields.items() if name not in unused}
 
 
-def _count(found: dict, key: str, default: int | None = None) -> int:
-    value = found.get(key)
+def _count(keys: dict, key: str, default: int | None = None) -> int:
+    value = keys.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{key} is {value!r}, it must be a whole number above 0")
     return value
 
 
-def _number(found: dict, key: str, default: float) -> float:
-    value = found.get(key)
+def _number(keys: dict, key: str, default: float) -> float:
+    value = keys.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{key} is {value!r}, it must be a number")
@@ -96,31 +96,33 @@ def _other(value: int, usual: int) -> int | None:
     return None if value == usual else value
 
 
-def _activation(found: dict, key: str, default: str) -> str:
-    if (name := found.get(key, default)) not in ACTIVATIONS:
+def _activation(keys: dict, key: str, default: str) -> str:
+    if (name := keys.get(key, default)) not in ACTIVATIONS:
         raise UserError(f"{key} {name!r} is not supported; use one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def _insist(found: dict, **wanted: object) -> None:
+def _insist(keys: dict, **wanted: object) -> None:
     """Raise UserError where an optional key has another value than the one that our network has built in."""
-    if wrong := [f"{key} {found[key]!r}" for key, value in wanted.items() if found.get(key, value) != value]:
+    if wrong := [f"{key} {keys[key]!r}" for key, value in wanted.items() if keys.get(key, value) != value]:
         raise UserError(f"{', '.join(wrong)}: not supported")
 
 
-def read_gpt2(found: dict) -> TransformerConfig:
-    _insist(found, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    width = _count(found, "n_embd")
+def read_gpt2(keys: dict) -> TransformerConfig:
+    """The config of a GPT-2's config.json."""
+    _insist(keys, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    width = _count(keys, "n_embd")
     return TransformerConfig(
-        _count(found, "vocab_size"), _count(found, "n_layer"), width, _count(found, "n_head"), _count(found, "n_positions"),
-        ffn=_other(_count(found, "n_inner", 4 * width), 4 * width),
-        eps=_number(found, "layer_norm_epsilon", 1e-5),
-        activation=_activation(found, "activation_function", "gelu_new"),
-        tie=found.get("tie_word_embeddings", True),
+        _count(keys, "vocab_size"), _count(keys, "n_layer"), width, _count(keys, "n_head"), _count(keys, "n_positions"),
+        ffn=_other(_count(keys, "n_inner", 4 * width), 4 * width),
+        eps=_number(keys, "layer_norm_epsilon", 1e-5),
+        activation=_activation(keys, "activation_function", "gelu_new"),
+        tie=keys.get("tie_word_embeddings", True),
     )  # fmt: skip
 
 
 def write_gpt2(cfg: TransformerConfig) -> dict:
+    """The config.json of a GPT-2."""
     return {
         "vocab_size": cfg.vocab, "n_layer": cfg.layers, "n_embd": cfg.width, "n_head": cfg.heads, "n_positions": cfg.context,
         "n_inner": cfg.inner, "layer_norm_epsilon": cfg.eps, "activation_function": NAMES[cfg.activation],
@@ -128,16 +130,16 @@ def write_gpt2(cfg: TransformerConfig) -> dict:
     }  # fmt: skip
 
 
-def _sizes(found: dict) -> dict:
+def _sizes(keys: dict) -> dict:
     """What gpt_neox and llama call by the same names."""
     return {
-        "vocab": _count(found, "vocab_size"),
-        "layers": _count(found, "num_hidden_layers"),
-        "width": _count(found, "hidden_size"),
-        "heads": _count(found, "num_attention_heads"),
-        "context": _count(found, "max_position_embeddings"),
-        "ffn": _other(_count(found, "intermediate_size"), 4 * found["hidden_size"]),
-        "tie": found.get("tie_word_embeddings", False),
+        "vocab": _count(keys, "vocab_size"),
+        "layers": _count(keys, "num_hidden_layers"),
+        "width": _count(keys, "hidden_size"),
+        "heads": _count(keys, "num_attention_heads"),
+        "context": _count(keys, "max_position_embeddings"),
+        "ffn": _other(_count(keys, "intermediate_size"), 4 * keys["hidden_size"]),
+        "tie": keys.get("tie_word_embeddings", False),
         "position": "rotary",
     }
 
@@ -150,58 +152,62 @@ def _write_sizes(cfg: TransformerConfig) -> dict:
     }  # fmt: skip
 
 
-def _rotary(found: dict, theta: str, fraction: str, default: float) -> dict:
+def _rotary(keys: dict, theta: str, fraction: str, default: float) -> dict:
     """Rotary fields: from `rope_parameters` (transformers 5), or `rope_scaling` and keys with names of the family."""
-    rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
+    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(f"rotary embeddings of type {kind!r} are not supported; use 'default' or 'llama3'")
     scaling = None
     if kind == "llama3":
-        keys = ("factor", "low_freq_factor", "high_freq_factor")
-        if lacking := [key for key in keys if key not in rope]:
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        if lacking := [key for key in names if key not in rope]:
             raise UserError(f"the rotary scaling lacks {', '.join(lacking)}; fetch it again")
-        original = _count(rope, "original_max_position_embeddings", found.get("max_position_embeddings"))
-        scaling = (*(_number(rope, key, 0) for key in keys), original)
+        original = _count(rope, "original_max_position_embeddings", keys.get("max_position_embeddings"))
+        scaling = (*(_number(rope, key, 0) for key in names), original)
     return {
-        "rotary_theta": _number(rope, "rope_theta", _number(found, theta, 1e4)),
-        "rotary_fraction": _number(rope, "partial_rotary_factor", _number(found, fraction, default)),
+        "rotary_theta": _number(rope, "rope_theta", _number(keys, theta, 1e4)),
+        "rotary_fraction": _number(rope, "partial_rotary_factor", _number(keys, fraction, default)),
         "rotary_scaling": scaling,
     }
 
 
-def read_gpt_neox(found: dict) -> TransformerConfig:
-    _insist(found, attention_bias=True)
+def read_gpt_neox(keys: dict) -> TransformerConfig:
+    """The config of a GPT-NeoX's config.json."""
+    _insist(keys, attention_bias=True)
     return TransformerConfig(
-        **_sizes(found), **_rotary(found, "rotary_emb_base", "rotary_pct", 0.25),
-        eps=_number(found, "layer_norm_eps", 1e-5),
-        parallel=found.get("use_parallel_residual", True),
-        activation=_activation(found, "hidden_act", "gelu"),
+        **_sizes(keys), **_rotary(keys, "rotary_emb_base", "rotary_pct", 0.25),
+        eps=_number(keys, "layer_norm_eps", 1e-5),
+        parallel=keys.get("use_parallel_residual", True),
+        activation=_activation(keys, "hidden_act", "gelu"),
     )  # fmt: skip
 
 
 def write_gpt_neox(cfg: TransformerConfig) -> dict:
+    """The config.json of a GPT-NeoX."""
     return {
         **_write_sizes(cfg), "layer_norm_eps": cfg.eps, "use_parallel_residual": cfg.parallel,
         "rotary_pct": cfg.rotary_fraction, "rotary_emb_base": cfg.rotary_theta,
     }  # fmt: skip
 
 
-def read_llama(found: dict) -> TransformerConfig:
-    sizes = _sizes(found)
-    bias = found.get("attention_bias", False)
-    if found.get("mlp_bias", False) != bias:
+def read_llama(keys: dict) -> TransformerConfig:
+    """The config of a Llama's config.json."""
+    sizes = _sizes(keys)
+    bias = keys.get("attention_bias", False)
+    if keys.get("mlp_bias", False) != bias:
         raise UserError("attention_bias and mlp_bias differ: not supported")
     return TransformerConfig(
-        **sizes, **_rotary(found, "rope_theta", "partial_rotary_factor", 1.0),
-        kv_heads=_other(_count(found, "num_key_value_heads", sizes["heads"]), sizes["heads"]),
-        head_dim=_other(_count(found, "head_dim", sizes["width"] // sizes["heads"]), sizes["width"] // sizes["heads"]),
-        norm="rms", eps=_number(found, "rms_norm_eps", 1e-6), activation=_activation(found, "hidden_act", "silu"), gated=True,
+        **sizes, **_rotary(keys, "rope_theta", "partial_rotary_factor", 1.0),
+        kv_heads=_other(_count(keys, "num_key_value_heads", sizes["heads"]), sizes["heads"]),
+        head_dim=_other(_count(keys, "head_dim", sizes["width"] // sizes["heads"]), sizes["width"] // sizes["heads"]),
+        norm="rms", eps=_number(keys, "rms_norm_eps", 1e-6), activation=_activation(keys, "hidden_act", "silu"), gated=True,
         bias=bias,
     )  # fmt: skip
 
 
 def write_llama(cfg: TransformerConfig) -> dict:
+    """The config.json of a Llama."""
     scaling = {}
     if cfg.rotary_scaling is not None:
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -212,17 +218,19 @@ def write_llama(cfg: TransformerConfig) -> dict:
     }  # fmt: skip
 
 
-def read_distilbert(found: dict) -> EncoderConfig:
-    _insist(found, activation="gelu")
-    width, labels = _count(found, "dim"), found.get("id2label") or {}
+def read_distilbert(keys: dict) -> EncoderConfig:
+    """The config of a DistilBERT's config.json."""
+    _insist(keys, activation="gelu")
+    width, labels = _count(keys, "dim"), keys.get("id2label") or {}
     return EncoderConfig(
-        _count(found, "vocab_size"), _count(found, "n_layers"), width, _count(found, "n_heads"),
-        _count(found, "max_position_embeddings"), ffn=_other(_count(found, "hidden_dim"), 4 * width),
-        labels=len(labels) or _count(found, "num_labels", 2),
+        _count(keys, "vocab_size"), _count(keys, "n_layers"), width, _count(keys, "n_heads"),
+        _count(keys, "max_position_embeddings"), ffn=_other(_count(keys, "hidden_dim"), 4 * width),
+        labels=len(labels) or _count(keys, "num_labels", 2),
     )  # fmt: skip
 
 
 def write_distilbert(cfg: EncoderConfig) -> dict:
+    """The config.json of a DistilBERT."""
     return {
         "vocab_size": cfg.vocab, "n_layers": cfg.layers, "dim": cfg.width, "n_heads": cfg.heads, "hidden_dim": cfg.inner,
         "max_position_embeddings": cfg.context, "activation": "gelu", **labels(cfg.labels),

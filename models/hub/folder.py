@@ -3,8 +3,8 @@
     cfg, params = load("path/to/pythia-410m")
     save("out", cfg, params)    # transformers' from_pretrained reads it
 
-Families: gpt2, gpt_neox (Pythia), llama (TinyLlama, Rho, Llama 3.1) and distilbert classifiers (encoder.py). Parameters are in
-the layout of transformer.py. Beside them, a tensor at a time is read and a file at a time is written: no model exists twice.
+Families: gpt2, gpt_neox (Pythia), llama (TinyLlama, Rho, Llama 3.1) and distilbert classifiers. Parameters are in the layout of
+decoder.py and distilbert.py. Beside them, a tensor at a time is read and a file at a time is written: no model exists twice.
 """
 
 import contextlib
@@ -73,27 +73,27 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
             raise UserError(f"{folder / INDEX} is damaged ({error!r}); fetch it again") from None
     else:
         raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; convert other formats by transformers' save_pretrained")
-    found = {}
+    tensors = {}
     for name in files:
         try:
             file = stack.enter_context(safe_open(folder / name, "np"))
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot read the weights {folder / name} ({error}); fetch them again") from None
-        found |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
-    return found
+        tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
+    return tensors
 
 
-def _match(folder: Path, family: str, cfg: Any, found: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+def _match(folder: Path, family: str, cfg: Any, given: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
     """The tensors to read, and where each is. Raises UserError for missing, unexpected or misshapen ones."""
     names = hub_names.FAMILIES[family]
-    wanted = _tensors(names, cfg, score="score.weight" in found, head=names.head in found)
+    wanted = _tensors(names, cfg, score="score.weight" in given, head=names.head in given)
     known = {tensor.name for tensor in wanted}
-    full = {name: name if name in known else names.prefix + name for name in found}  # files without a head lack the prefix
-    stored = {full[name]: tensor for name, tensor in found.items() if full[name] in known}
-    other = [name for name in found if full[name] not in known and not re.search(names.ignored, f".{name}")]
+    full = {name: name if name in known else names.prefix + name for name in given}  # files without a head lack the prefix
+    stored = {full[name]: tensor for name, tensor in given.items() if full[name] in known}
+    other = [name for name in given if full[name] not in known and not re.search(names.ignored, f".{name}")]
     if lacking := [tensor.name for tensor in wanted if tensor.name not in stored]:
         raise UserError(f"{folder} lacks {_some(lacking)}: its weights are not those of a {family} model of this {CONFIG}")
-    if names.head in other and cfg.tie and np.array_equal(found[names.head][:], stored[wanted[0].name][:]):
+    if names.head in other and cfg.tie and np.array_equal(given[names.head][:], stored[wanted[0].name][:]):
         other.remove(names.head)  # the embedding once more
     if other:
         raise UserError(f"{folder} has {_some(other)} beside a {family} model of this {CONFIG}: fetch the right files")

@@ -46,12 +46,14 @@ def turned(name: str, shape: tuple[int, ...], path: str, layer: int | None = Non
 
 
 def norm(name: str, path: str, width: int, layer: int | None = None, bias: bool = True) -> Iterator[Tensor]:
+    """A norm's scale and bias."""
     yield same(f"{name}.weight", (width,), f"{path}/scale", layer)
     if bias:
         yield same(f"{name}.bias", (width,), f"{path}/bias", layer)
 
 
 def linear(name: str, path: str, into: int, out: int, layer: int | None = None, bias: bool = True) -> Iterator[Tensor]:
+    """A dense layer's kernel and bias."""
     yield turned(f"{name}.weight", (out, into), f"{path}/kernel", layer)
     if bias:
         yield same(f"{name}.bias", (out,), f"{path}/bias", layer)
@@ -111,6 +113,7 @@ def gpt_neox(cfg: TransformerConfig) -> Iterator[Tensor]:
 
 
 def llama(cfg: TransformerConfig) -> Iterator[Tensor]:
+    """Queries, keys and values in tensors of their own."""
     D, F, Q, KV = cfg.width, cfg.inner, cfg.heads * cfg.size, cfg.kv * cfg.size
     yield same("model.embed_tokens.weight", (cfg.vocab, D), "embed/tokens")
     for i in range(cfg.layers):
@@ -128,6 +131,7 @@ def llama(cfg: TransformerConfig) -> Iterator[Tensor]:
 
 
 def distilbert(cfg: EncoderConfig) -> Iterator[Tensor]:
+    """The encoder and its classifier."""
     D, F = cfg.width, cfg.inner
     yield same("distilbert.embeddings.word_embeddings.weight", (cfg.vocab, D), "embeddings/word")
     yield same("distilbert.embeddings.position_embeddings.weight", (cfg.context, D), "embeddings/position")

@@ -35,7 +35,7 @@ def snapshot(params: Any) -> Any:
 
 
 def ema_update(ema: Any, params: Any, decay: float | jax.Array) -> Any:
-    """ema <- decay ema + (1 - decay) params, no bias correction; integer leaves are copied.
+    """The average after an update, decay ema + (1 - decay) params, without bias correction; integer leaves are copied.
 
     Raises UserError for an average below float32: with a decay of .995 bfloat16 rounds the updates away.
     """
@@ -107,7 +107,7 @@ def _is_float(x):
 
 
 def _overlay(base, top):
-    """base with what top has put over it, in base's types."""
+    """The tree `base` with what `top` has put over it, in the types of `base`."""
     if isinstance(base, Mapping) and isinstance(top, Mapping):
         _check(top, base)
         return {k: _overlay(v, top[k]) if k in top else v for k, v in base.items()}

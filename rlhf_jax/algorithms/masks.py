@@ -13,7 +13,7 @@ from training.errors import UserError
 
 
 class ResponseMasks(NamedTuple):
-    """Of responses with N places.
+    """Places of responses with N places.
 
     seq_len  int32 [...]      index (not count) of the last real token, N - 1 without padding, -1 for an empty response
     mask     bool [..., N]    the real tokens, t <= seq_len: log-probs, KL, policy loss
@@ -27,10 +27,14 @@ class ResponseMasks(NamedTuple):
 
 def response_masks(tokens: jax.Array, pad: int) -> ResponseMasks:
     """Masks of responses int [..., N] with padding after their end, as the sampler makes them: a response ends before it."""
-    length = tokens.shape[-1]
     padding = tokens == pad
-    seq_len = jnp.where(padding.any(-1), jnp.argmax(padding, -1), length).astype(jnp.int32) - 1
-    index = jnp.arange(length)
+    length = jnp.where(padding.any(-1), jnp.argmax(padding, -1), tokens.shape[-1])
+    return masks_of_lengths(length, tokens.shape[-1])
+
+
+def masks_of_lengths(length: jax.Array, N: int) -> ResponseMasks:
+    """Masks of responses that have `length` int [...] real tokens, EOS included, in N places."""
+    seq_len, index = length.astype(jnp.int32) - 1, jnp.arange(N)
     return ResponseMasks(seq_len, index <= seq_len[..., None], index <= seq_len[..., None] + 1)
 
 
@@ -48,8 +52,11 @@ def score_index(seq_len: jax.Array, length: int, place: str = "after") -> jax.Ar
 
 
 def eos_mode(score: jax.Array, has_eos: jax.Array, mode: str, value: float) -> jax.Array:
-    """The score [...] of responses that never ended: 'replace' makes it `value` (async_rlhf: -1), 'subtract' takes `value` off
-    (later trl; there the value is positive), 'none' leaves it. Mixing the two up flips a sign (huggingface/trl#2012)."""
+    """The scores [...], changed where a response never ended.
+
+    'replace' makes them `value` (async_rlhf: -1), 'subtract' takes `value` off (later trl; there the value is positive), 'none'
+    leaves them. Mixing the two up flips a sign (huggingface/trl#2012).
+    """
     if mode not in ("replace", "subtract", "none"):
         raise UserError(f"unknown eos mode {mode!r}: use 'replace', 'subtract' or 'none'")
     if mode == "none":

@@ -1,6 +1,6 @@
 """What each algorithm makes of a scored rollout, and the loss that it minimises.
 
-Legend: P prompts, k samples a prompt (those kept: 2 for preferences, 1 for Best-of-N), N response tokens.
+Legend: P prompts, k samples a prompt (of those that are trained on: 2 for preferences, 1 for Best-of-N), N response tokens.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,14 @@ class Scored(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """credit(scored, beta, rl) -> items for the loss, [P, ...]; loss(logps [P, k, N], values, item, rl) -> (loss, metrics).
+    """An algorithm: what it makes of scores, and what it minimises.
 
-    samples: the smallest k that makes sense. keep: which samples are trained on, 'all', 'pair' (best and worst) or 'best'.
-    critic: has a value function. `item` holds, beside the credit: 'old' and 'weight' (losses.ratio_mode; one weight a token
-    with a critic, else one a response), 'ref', 'real'.
+    credit    (scored, beta, rl) -> items for the loss, [P, ...].
+    loss      (logps [P, k, N], values, item, rl) -> (loss, metrics). Beside the credit `item` has 'old' and 'weight'
+              (losses.ratio_mode; one weight a token with a critic, else one a response), 'ref' and 'real'.
+    samples   The smallest k that makes sense.
+    keep      Which samples are trained on: 'all', 'pair' (best and worst) or 'best'.
+    critic    Whether it has a value function.
     """
 
     credit: Callable[[Scored, jax.Array, ConfigDict], dict]
@@ -46,81 +49,90 @@ def ppo_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
     if rl.whiten_rewards:
         rewards = masked_whiten(rewards, s.masks.mask_p1, shift_mean=False)
     values = jnp.where(s.masks.mask_p1, s.values, 0)
-    found, returns = gae(rewards, values, rl.gamma, rl.lam)
-    found = masked_whiten(found, s.masks.mask) if rl.whiten == "rollout" else found
-    return {"advantage": found, "return": returns, "value": values, "mask_p1": s.masks.mask_p1}
+    advantage, returns = gae(rewards, values, rl.gamma, rl.lam)
+    advantage = masked_whiten(advantage, s.masks.mask) if rl.whiten == "rollout" else advantage
+    return {"advantage": advantage, "return": returns, "value": values, "mask_p1": s.masks.mask_p1}
 
 
 def ppo_loss(logps: jax.Array, values: jax.Array, item: dict, rl: ConfigDict) -> tuple[jax.Array, dict]:
-    found = masked_whiten(item["advantage"], item["real"]) if rl.whiten == "minibatch" else item["advantage"]
-    policy, facts = losses.ppo_policy(logps, item["old"], found, item["real"], clip=rl.clip, weight=item["weight"])
+    """The clipped policy loss on tokens, plus `rl.value_weight` times the critic's."""
+    advantage = masked_whiten(item["advantage"], item["real"]) if rl.whiten == "minibatch" else item["advantage"]
+    policy, facts = losses.ppo_policy(logps, item["old"], advantage, item["real"], clip=rl.clip, weight=item["weight"])
     critic, _ = losses.ppo_value(values, item["value"], item["return"], item["mask_p1"], clip=rl.clip_value or None)
     explained = 1 - _variance(item["return"] - values, item["mask_p1"]) / (_variance(item["return"], item["mask_p1"]) + 1e-8)
     metrics = {**facts, "policy_loss": policy, "value_loss": critic, "explained_variance": explained}
     return policy + rl.value_weight * critic, metrics
 
 
-def sequence_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
+def rloo_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
     """R = score - beta sum log(pi / ref), less the mean of the prompt's other samples (RLOO)."""
     return {"advantage": advantages.rloo(_rewards(s, beta))}
 
 
-def batch_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
+def reinforce_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
     """The same R, less the mean of the batch (REINFORCE)."""
     return {"advantage": advantages.reinforce(_rewards(s, beta))}
 
 
 def rloo_loss(logps: jax.Array, values: None, item: dict, rl: ConfigDict) -> tuple[jax.Array, dict]:
+    """The clipped policy loss on responses."""
     own, old = masked_sum(logps, item["real"]), masked_sum(item["old"], item["real"])
     return losses.rloo(own, old, item["advantage"], clip=rl.clip, weight=item["weight"])
 
 
 def reinforce_loss(logps: jax.Array, values: None, item: dict, rl: ConfigDict) -> tuple[jax.Array, dict]:
+    """The policy gradient on responses, without a ratio."""
     total = masked_sum(logps, item["real"])
     loss, facts = losses.reinforce(total, item["weight"] * item["advantage"])
     return loss, {**facts, "approx_kl": _approximate_kl(logps, item)}
 
 
 def copg_loss(logps: jax.Array, values: None, item: dict, rl: ConfigDict) -> tuple[jax.Array, dict]:
-    """The KL weight is rl.kl throughout: a controller does not move it."""
+    """Contrasts of a prompt's samples. The KL weight is rl.kl throughout: a controller does not move it."""
     total, reference = masked_sum(logps, item["real"]), masked_sum(item["ref"], item["real"])
     loss, _ = losses.copg(total, reference, item["score"], rl.kl)
     return loss, {"approx_kl": _approximate_kl(logps, item)}
 
 
-def score_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
+def no_credit(s: Scored, beta: jax.Array, rl: ConfigDict) -> dict:
+    """The scores: the loss compares samples by them itself."""
     return {"score": s.score}
 
 
 def preference_loss(kind: Callable) -> Callable:
+    """The loss `kind` (losses.dpo or ipo) on samples 0 and 1, the chosen and the rejected one."""
+
     def loss(logps: jax.Array, values: None, item: dict, rl: ConfigDict) -> tuple[jax.Array, dict]:
-        """Samples 0 and 1 are the chosen and the rejected one."""
         own, reference = masked_sum(logps, item["real"]), masked_sum(item["ref"], item["real"])
         tied = item["score"][:, 0] == item["score"][:, 1]
-        found, facts = kind(own[:, 0], own[:, 1], reference[:, 0], reference[:, 1], rl.beta, tied=tied, drop_ties=rl.drop_ties)
-        return found, {**facts, "approx_kl": _approximate_kl(logps, item)}
+        value, facts = kind(own[:, 0], own[:, 1], reference[:, 0], reference[:, 1], rl.beta, tied=tied, drop_ties=rl.drop_ties)
+        return value, {**facts, "approx_kl": _approximate_kl(logps, item)}
 
     return loss
 
 
 def best_loss(logps: jax.Array, values: None, item: dict, rl: ConfigDict) -> tuple[jax.Array, dict]:
+    """Likelihood of each prompt's best sample."""
     loss, facts = losses.best_of_n(masked_sum(logps, item["real"])[:, 0])
     return loss, {**facts, "approx_kl": _approximate_kl(logps, item)}
 
 
 OBJECTIVES = {
     "ppo": Objective(ppo_credit, ppo_loss, critic=True),
-    "reinforce": Objective(batch_credit, reinforce_loss),
-    "rloo": Objective(sequence_credit, rloo_loss, samples=2),
-    "copg": Objective(score_credit, copg_loss, samples=2),
-    "dpo": Objective(score_credit, preference_loss(losses.dpo), samples=2, keep="pair"),
-    "ipo": Objective(score_credit, preference_loss(losses.ipo), samples=2, keep="pair"),
-    "best_of_n": Objective(score_credit, best_loss, samples=2, keep="best"),
+    "reinforce": Objective(reinforce_credit, reinforce_loss),
+    "rloo": Objective(rloo_credit, rloo_loss, samples=2),
+    "copg": Objective(no_credit, copg_loss, samples=2),
+    "dpo": Objective(no_credit, preference_loss(losses.dpo), samples=2, keep="pair"),
+    "ipo": Objective(no_credit, preference_loss(losses.ipo), samples=2, keep="pair"),
+    "best_of_n": Objective(no_credit, best_loss, samples=2, keep="best"),
 }
 
 
-def kept(score: jax.Array, keep: str) -> tuple[jax.Array, jax.Array]:
-    """(which samples of each prompt are trained on: int32 [P, kept]; which prompts are tied: bool [P])."""
+def choose_samples(score: jax.Array, keep: str) -> tuple[jax.Array, jax.Array]:
+    """(samples of each prompt to train on, int32 [P, 2 or 1]; which prompts are tied, bool [P]) by score [P, k].
+
+    keep: 'pair' or 'best', as in `Objective`.
+    """
     pairs = losses.best_worst(score)
     if keep == "best":
         return pairs.best[:, None], pairs.tied

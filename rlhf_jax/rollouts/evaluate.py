@@ -5,8 +5,9 @@ policy's loss on human completions; `nll_start`, the loss of its samples under t
 the perplexity of a whole corpus have it as `ppl_corpus` (`eval.corpus`).
 """
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,32 +16,38 @@ from ml_collections import ConfigDict
 
 from models import decoder
 from models.tokenisers import Tokeniser
-from rlhf_jax import policy as models
 from rlhf_jax.algorithms import masks
 from rlhf_jax.policy import Policy
-from rlhf_jax.rollouts import rewards, rollout, text_metrics
-from rlhf_jax.rollouts import rows as data
-from rlhf_jax.rollouts.judges import Judge, open_judge
+from rlhf_jax.rollouts import rewards, rollout, rows, text_metrics
+from rlhf_jax.rollouts.rewards import Judge
+from rlhf_jax.rollouts.rollout import Sampler, Setup
 from rlhf_jax.tasks import Examples, Task
-from training.errors import UserError
-from training.method import Eval, TrainState
+from training.method import Eval, EvalRun, TrainState, on_first_run
 from training.metrics import Text
 from training.rng import key_for
 from training.sharding import replicated
 
-if TYPE_CHECKING:
-    from rlhf_jax.rl import World
+JudgeOf = Callable[[Examples], Judge]  # of a split
 
 SHOWN = 6  # continuations in the report
+STYLES = ("rl4lms", "stackllama")  # texts joined by blank lines, tokens weighted alike; closed by EOS, mean of windows
 COUNTED = 50_000  # examples whose tokens are counted for comparison
 
 
-def evaluations(world: "World", task: Task, tokeniser: Tokeniser, consts: Callable[[], Any]) -> dict[str, Eval]:
-    """{'eval': on the validation split, 'test': at the end of a run, on the test split}."""
-    options, how = world.config.eval, world.how._replace(samples=1, temperature=world.config.eval.temperature, shortest=0)
-    tools = Tools(drawing(world.policy, how, world.mesh), response_logps(world.policy, world.mesh))
-    every = {"eval": ("validation", options.every), "test": ("test", 0)}
-    return {name: Eval(n, evaluator(world, task, split, tokeniser, consts, tools)) for name, (split, n) in every.items()}
+def evaluations(
+    setup: Setup, data: Callable[[], tuple[Task, Tokeniser]], reward: Callable[[], JudgeOf], gold: Callable[[], JudgeOf] | None
+) -> dict[str, Eval]:
+    """{'eval': on the validation split, 'test': at the end of a run, on the test split}.
+
+    Args:
+      data, reward, gold: give the task with its tokeniser and the judges; called when an evaluation first runs.
+    """
+    tools = functools.cache(lambda: tools_of(setup, data()[1]))
+
+    def on(split: str) -> EvalRun:
+        return on_first_run(lambda: evaluation(setup, *data(), split, reward(), gold and gold(), tools()))
+
+    return {"eval": Eval(setup.config.eval.every, on("validation")), "test": Eval(0, on("test"))}
 
 
 class Tools(NamedTuple):
@@ -50,77 +57,79 @@ class Tools(NamedTuple):
     logps: Callable[..., np.ndarray]
 
 
-def evaluator(
-    world: "World", task: Task, split: str, tokeniser: Tokeniser, consts: Callable[[], Any], tools: Tools
-) -> Callable[[TrainState, int], dict]:
+def tools_of(setup: Setup, tokeniser: Tokeniser) -> Tools:
+    """For one response a prompt, drawn at the temperature of evaluations."""
+    sampler = setup.sampler._replace(samples=1, temperature=setup.config.eval.temperature, shortest=0)
+    return Tools(drawer(setup.policy, sampler, tokeniser, setup.mesh), response_logps(setup.policy, setup.mesh))
+
+
+def evaluation(
+    setup: Setup, task: Task, tokeniser: Tokeniser, split: str, reward: JudgeOf, gold: JudgeOf | None, tools: Tools
+) -> EvalRun:
     """An `Eval.run` of a reinforcement-learning run, on the first `eval.prompts` prompts of a split.
 
     Every number also exists for the weights that the run started from ('<name>_at_start'), where curves begin.
     """
-    config, policy, compare = world.config, world.policy, tools.logps
+    config, policy, logps = setup.config, setup.policy, tools.logps
     examples = task.splits[split].head(config.eval.prompts)
-    sample = sampled(tools.draw, world.how, examples, tokeniser, config.eval, world.mesh)
-    human = nll_of_texts(compare, examples, tokeniser, world.how, config.eval.rows)
-    corpus = perplexity_of_texts(compare, task.texts[split], tokeniser, config.eval)
-    judge = open_judge(config.reward, examples)
-    gold = open_judge(config.gold, examples) if config.gold.kind else None
+    sample = sample_texts(tools.draw, setup.sampler, examples, tokeniser, config.eval, setup.mesh)
+    human = nll_of_texts(logps, examples, tokeniser, setup.sampler, config.eval.rows)
+    corpus = perplexity_of_texts(logps, task.texts[split], tokeniser, config.eval)
+    judges = reward(examples), gold and gold(examples)
     start: dict[str, Any] = {}
 
     def measure(weights: dict, reference: dict) -> tuple[dict, list[str]]:
-        tokens, ids, mask, texts = sample(weights)
-        real = np.asarray(masks.response_masks(tokens, tokeniser.pad).mask)
-        N = tokens.shape[1]
-        own, theirs = (
-            np.concatenate([compare(w, *pair) for pair in zip(ids, mask, strict=True)])[: len(texts), -N:]
-            for w in (weights, reference)
+        tokens_nN, ids, mask, texts = sample(weights)
+        real_nN = np.asarray(masks.response_masks(tokens_nN, tokeniser.pad).mask)
+        n, N = tokens_nN.shape
+        own_nN, theirs_nN = (
+            np.concatenate([logps(w, *pair) for pair in zip(ids, mask, strict=True)])[:n, -N:] for w in (weights, reference)
         )
-        prompt_length = np.concatenate(mask)[: len(texts)].sum(1) - real.sum(1)
-        found = judged(texts, examples, judge, gold)
-        found |= exact(texts, examples) | corpus(weights)
-        found |= {
-            "kl": float((np.where(real, own - theirs, 0)).sum(1).mean()),
+        prompt_length = np.concatenate(mask)[:n].sum(1) - real_nN.sum(1)
+        numbers = {
+            **judge_texts(texts, examples, *judges),
+            **exact(texts, examples),
+            **corpus(weights),
+            "kl": float((np.where(real_nN, own_nN - theirs_nN, 0)).sum(1).mean()),
             "nll_human": human(weights),
-            "nll_start": float(-np.where(real, theirs, 0).sum() / max(real.sum(), 1)),
-            "ppl_response": text_metrics.ppl_response(theirs, real),
-            "ppl_paper": text_metrics.ppl_paper(theirs, real, prompt_length),
-            "length": float(real.sum(1).mean()),
+            "nll_start": float(-np.where(real_nN, theirs_nN, 0).sum() / max(real_nN.sum(), 1)),
+            "ppl_response": text_metrics.ppl_response(theirs_nN, real_nN),
+            "ppl_paper": text_metrics.ppl_paper(theirs_nN, real_nN, prompt_length),
+            "length": float(real_nN.sum(1).mean()),
             "distinct_1": text_metrics.distinct_n(texts, 1),
             "distinct_2": text_metrics.distinct_n(texts, 2),
             "repetition": text_metrics.repetition(texts),
         }
-        return found, texts
+        return numbers, texts
 
-    def run(state: TrainState, step: int) -> dict[str, Any]:
-        kept = consts()
-        reference = policy.weights(kept["init"], kept["frozen"])
+    def run(state: TrainState, consts: dict, step: int) -> dict[str, Any]:
+        reference = policy.weights(consts["init"], consts["frozen"])
         if not start:
-            found, texts = measure(reference, reference)
-            start.update({"numbers": {f"{name}_at_start": x for name, x in found.items()}, "texts": texts})
-        found, texts = measure(policy.weights(state.params["policy"], kept["frozen"]), reference)
+            numbers, texts = measure(reference, reference)
+            start.update({"numbers": {f"{name}_at_start": x for name, x in numbers.items()}, "texts": texts})
+        numbers, texts = measure(policy.weights(state.params["policy"], consts["frozen"]), reference)
         shown = show(examples.prompts, {"before": start["texts"], "after": texts})
-        return {**found, **start["numbers"], "samples": Text(shown)}
+        return {**numbers, **start["numbers"], "samples": Text(shown)}
 
     return run
 
 
-def held_out(
-    config: ConfigDict, policy: Policy, task: Task, tokeniser: Tokeniser, consts: Callable[[], Any], mesh: Mesh
-) -> Callable[[TrainState, int], dict]:
+def held_out(config: ConfigDict, policy: Policy, task: Task, tokeniser: Tokeniser, mesh: Mesh) -> EvalRun:
     """An `Eval.run` of supervised fine-tuning: loss on the validation split, exact match where it has answers, samples.
 
     Beside the loss stands what counting tokens and pairs of tokens of the training split gives.
     """
     examples = task.splits["validation"].head(config.eval.prompts)
-    how = rollout.sampler(config.sample, tokeniser)
-    human = nll_of_texts(response_logps(policy, mesh), examples, tokeniser, how, config.eval.rows)
-    draw = drawing(policy, how._replace(samples=1, temperature=config.eval.temperature), mesh)
-    sample = sampled(draw, how, examples, tokeniser, config.eval, mesh)
+    sampler = rollout.sampler_of(config.sample)
+    human = nll_of_texts(response_logps(policy, mesh), examples, tokeniser, sampler, config.eval.rows)
+    draw = drawer(policy, sampler._replace(samples=1, temperature=config.eval.temperature), tokeniser, mesh)
+    sample = sample_texts(draw, sampler, examples, tokeniser, config.eval, mesh)
     some = task.splits["train"].head(COUNTED)
-    train, held = (data.pieces(x.prompts, x.references, tokeniser, how.lengths) for x in (some, examples))
+    train, held = (rows.pieces(x.prompts, x.references, tokeniser, sampler.lengths) for x in (some, examples))
     floor = text_metrics.ngram_nll(train, held, policy.cfg.vocab)
 
-    def run(state: TrainState, step: int) -> dict[str, Any]:
-        weights = policy.weights(state.params["policy"], consts()["frozen"])
+    def run(state: TrainState, consts: dict, step: int) -> dict[str, Any]:
+        weights = policy.weights(state.params["policy"], consts["frozen"])
         *_, texts = sample(weights)
         shown = show(examples.prompts, {"sample": texts})
         return {"nll_human": human(weights), **floor, **exact(texts, examples), "samples": Text(shown)}
@@ -128,17 +137,17 @@ def held_out(
     return run
 
 
-def judged(texts: list[str], examples: Examples, judge: Judge, gold: Judge | None) -> dict[str, float]:
+def judge_texts(texts: list[str], examples: Examples, judge: Judge, gold: Judge | None) -> dict[str, float]:
     """{'score', and with a gold judge 'gold', 'win_rate' (share of texts above the human's), 'mean_difference'}."""
     index = np.arange(len(texts))
-    found = {"score": float(judge(index, examples.prompts, texts).mean())}
+    numbers = {"score": float(judge(index, examples.prompts, texts).mean())}
     if gold is None:
-        return found
+        return numbers
     ours = gold(index, examples.prompts, texts)
-    found["gold"] = float(ours.mean())
+    numbers["gold"] = float(ours.mean())
     if any(examples.references):
-        found |= text_metrics.win_rate(ours, gold(index, examples.prompts, examples.references))
-    return found
+        numbers |= text_metrics.win_rate(ours, gold(index, examples.prompts, examples.references))
+    return numbers
 
 
 def exact(texts: list[str], examples: Examples) -> dict[str, float]:
@@ -149,30 +158,32 @@ def exact(texts: list[str], examples: Examples) -> dict[str, float]:
     return {"exact": float(np.mean(score(np.arange(len(texts)), examples.prompts, texts)))}
 
 
-def drawing(policy: Policy, how: rollout.Sampler, mesh: Mesh) -> Callable[..., jax.Array]:
-    """(weights, rows with 'prompt' and 'prompt_mask', key) -> tokens [P, 1, N]."""
-    draw = lambda weights, rows, key: rollout.draw(weights, policy, rows, key, how)["tokens"]  # noqa: E731
-    return jax.jit(draw, out_shardings=replicated(mesh))
+def drawer(policy: Policy, sampler: Sampler, tokeniser: Tokeniser, mesh: Mesh) -> Callable[..., jax.Array]:
+    """(weights, rows with 'prompt' and 'prompt_mask', key) -> tokens [P, k, N]."""
+
+    def tokens(weights: dict, prompts: dict, key: jax.Array) -> jax.Array:
+        return rollout.draw(weights, policy.cfg, prompts, key, sampler, tokeniser)["tokens"]
+
+    return jax.jit(tokens, out_shardings=replicated(mesh))
 
 
-def sampled(
-    draw: Callable[..., jax.Array], how: rollout.Sampler, examples: Examples, tokeniser: Tokeniser, options: ConfigDict,
-    mesh: Mesh,
-) -> Callable[[dict], tuple]:  # fmt: skip
-    """weights -> (tokens [n, N], blocks of ids and mask of prompt + response, texts): one response a prompt, fixed keys."""
-    blocks = blocked(data.prompt_rows(examples.prompts, tokeniser, how.lengths).arrays, options.rows)
+def sample_texts(
+    draw: Callable[..., jax.Array], sampler: Sampler, examples: Examples, tokeniser: Tokeniser, options: ConfigDict, mesh: Mesh
+) -> Callable[[dict], tuple]:
+    """One response a prompt, with fixed keys: weights -> (tokens [n, N], blocks of ids and mask of whole rows, texts)."""
+    blocks = blocked(rows.prompt_rows(examples.prompts, tokeniser, sampler.lengths).arrays, options.rows)
 
     def run(weights: dict) -> tuple:
         tokens, ids, mask = [], [], []
-        for number, rows in enumerate(blocks):
-            prompts = models.spread_rows({name: rows[name] for name in ("prompt", "prompt_mask")}, mesh)
-            drawn = np.asarray(draw(weights, prompts, key_for(0, number, "evaluation")))[:, 0]
-            real = np.asarray(masks.response_masks(drawn, tokeniser.pad).mask)
-            tokens.append(drawn)
-            ids.append(np.concatenate([rows["prompt"], drawn], 1))
-            mask.append(np.concatenate([rows["prompt_mask"], real], 1))
-        tokens = np.concatenate(tokens)[: len(examples.prompts)]
-        return tokens, ids, mask, tokeniser.decode_batch(tokens)
+        for number, block in enumerate(blocks):
+            prompts = rows.place({name: block[name] for name in ("prompt", "prompt_mask")}, mesh)
+            drawn_BN = np.asarray(draw(weights, prompts, key_for(0, number, "evaluation")))[:, 0]
+            real_BN = np.asarray(masks.response_masks(drawn_BN, tokeniser.pad).mask)
+            tokens.append(drawn_BN)
+            ids.append(np.concatenate([block["prompt"], drawn_BN], 1))
+            mask.append(np.concatenate([block["prompt_mask"], real_BN], 1))
+        tokens_nN = np.concatenate(tokens)[: len(examples.prompts)]
+        return tokens_nN, ids, mask, tokeniser.decode_batch(tokens_nN)
 
     return run
 
@@ -182,42 +193,38 @@ def response_logps(policy: Policy, mesh: Mesh) -> Callable[..., np.ndarray]:
     run = jax.jit(
         lambda weights, ids, mask: decoder.token_logprobs(weights, policy.cfg, ids, mask), out_shardings=replicated(mesh)
     )
-
-    def call(weights: dict, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return np.asarray(run(weights, *models.spread_rows((ids, mask), mesh)))
-
-    return call
+    return lambda weights, ids, mask: np.asarray(run(weights, *rows.place((ids, mask), mesh)))
 
 
 def nll_of_texts(
-    logps: Callable[..., np.ndarray], examples: Examples, tokeniser: Tokeniser, how: rollout.Sampler, rows: int
+    logps: Callable[..., np.ndarray], examples: Examples, tokeniser: Tokeniser, sampler: Sampler, block: int
 ) -> Callable[[dict], float]:
-    """weights -> mean of -log p over the tokens of the human completions (nats a token). logps: `response_logps`."""
-    blocks = blocked(data.pieces(examples.prompts, examples.references, tokeniser, how.lengths), rows)
+    """The loss on human completions: weights -> mean of -log p over their tokens.
+
+    Args:
+      logps: `response_logps`.
+      block: rows at once.
+    """
+    blocks = blocked(rows.pieces(examples.prompts, examples.references, tokeniser, sampler.lengths), block)
 
     def run(weights: dict) -> float:
         total = count = 0.0
         for part in blocks:
-            found = logps(weights, part["ids"], part["mask"])
-            total -= np.where(part["loss"], found, 0).sum()
+            logps_BT = logps(weights, part["ids"], part["mask"])
+            total -= np.where(part["loss"], logps_BT, 0).sum()
             count += part["loss"].sum()
         return float(total / count)
 
     return run
 
 
-STYLES = ("rl4lms", "stackllama")  # texts joined by blank lines, tokens weighted alike; closed by EOS, mean of windows
-
-
 def perplexity_of_texts(
     logps: Callable[..., np.ndarray], texts: list[str], tokeniser: Tokeniser, options: ConfigDict
 ) -> Callable[[dict], dict[str, float]]:
-    """weights -> {'ppl_corpus'} of the first `options.corpus.texts` texts, read as one; {} for none."""
+    """Perplexity of the first `options.corpus.texts` texts, read as one: weights -> {'ppl_corpus'}, {} for no texts."""
     corpus = options.corpus
     if not corpus.texts:
         return lambda weights: {}
-    if corpus.style not in STYLES:
-        raise UserError(f"eval.corpus.style {corpus.style!r} is unknown: use one of {', '.join(STYLES)}")
     blank = corpus.style == "rl4lms"
     ids = text_metrics.join_texts(texts[: corpus.texts], tokeniser.encode, None if blank else tokeniser.eos)
     shape = {"window": corpus.window, "stride": corpus.stride, "batch": options.rows, "weighted": blank}
@@ -225,19 +232,19 @@ def perplexity_of_texts(
     return lambda weights: {"ppl_corpus": read(weights)}
 
 
-def blocked(arrays: dict[str, np.ndarray], rows: int) -> list[dict[str, np.ndarray]]:
-    """Blocks of `rows` rows, so that one program serves all; the last is filled up with rows without 'loss'."""
+def blocked(arrays: dict[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
+    """Blocks of `size` rows, so that one program serves all; the last is filled up with rows without 'loss'."""
     n = len(next(iter(arrays.values())))
-    rows = min(rows, n)
-    place = np.arange(-(-n // rows) * rows)
+    size = min(size, n)
+    place = np.arange(-(-n // size) * size)
     filled = {name: x[np.minimum(place, n - 1)] for name, x in arrays.items()}
     if "loss" in filled:
         filled["loss"] = filled["loss"] & (place < n)[:, None]
-    return [{name: x[start : start + rows] for name, x in filled.items()} for start in range(0, len(place), rows)]
+    return [{name: x[start : start + size] for name, x in filled.items()} for start in range(0, len(place), size)]
 
 
 def show(prompts: list[str], columns: dict[str, list[str]]) -> str:
-    """The first continuations of each column, for the report."""
+    """The first prompts and what each column continues them with, for the report."""
     lines = []
     for i, prompt in enumerate(prompts[:SHOWN]):
         lines.append(f"prompt: {prompt[-300:]!r}")

@@ -1,7 +1,4 @@
-"""Rewards that look at the text alone: exact match, sentiment by lexicon, length. They run on the host.
-
-A reward is a function (indices int [n] into the split, prompts, completions) -> float32 [n], higher is better.
-"""
+"""Judges that read the text alone: exact match, sentiment by lexicon, length. They run on the host."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,15 +10,14 @@ from rlhf_jax.rollouts.text_metrics import exact_match
 from rlhf_jax.tasks.base import Examples
 from training.errors import UserError
 
-Reward = Callable[[np.ndarray, Sequence[str], Sequence[str]], np.ndarray]
+# (indices int [n] into the split, prompts, completions) -> float32 [n], higher is better
+Judge = Callable[[np.ndarray, Sequence[str], Sequence[str]], np.ndarray]
 
 
-def make_reward(kind: str, examples: Examples, **options) -> Reward:
-    """The reward of one split.
+def make_reward(kind: str, examples: Examples, **options) -> Judge:
+    """The judge of one split that is called `kind`: 'exact', 'lexicon' or 'length', the functions below.
 
     Args:
-      kind: 'exact', 1 for the right answer and 0 else (`exact`); 'lexicon', VADER's sentiment (`lexicon`); 'length', a toy
-        (`length`).
       options: keywords of the function of that name.
     """
     makers = {"exact": exact, "lexicon": lexicon, "length": length}
@@ -31,8 +27,11 @@ def make_reward(kind: str, examples: Examples, **options) -> Reward:
     return lambda indices, prompts, completions: check(score(indices, prompts, completions), indices)
 
 
-def exact(examples: Examples, *, extract: str = "auto") -> Reward:
-    """extract: where the answer is, 'whole' or 'hashes' (`exact_match`); 'auto' is 'hashes' if the references have them."""
+def exact(examples: Examples, *, extract: str = "auto") -> Judge:
+    """1 for the right answer and 0 else.
+
+    extract: where the answer is, 'whole' or 'hashes' (`exact_match`); 'auto' is 'hashes' if the references have them.
+    """
     if not any(examples.answers):
         raise UserError("reward 'exact' needs gold answers: choose task gsm8k or arithmetic")
     if extract == "auto":
@@ -40,8 +39,8 @@ def exact(examples: Examples, *, extract: str = "auto") -> Reward:
     return lambda indices, prompts, completions: exact_match(completions, [examples.answers[i] for i in indices], extract)
 
 
-def lexicon(examples: Examples, *, scope: str = "text") -> Reward:
-    """Sentiment in [0, 1] of prompt and completion ('text'), or of the 'completion' alone."""
+def lexicon(examples: Examples, *, scope: str = "text") -> Judge:
+    """VADER's sentiment in [0, 1] of prompt and completion ('text'), or of the 'completion' alone."""
     if scope not in ("text", "completion"):
         raise UserError(f"scope {scope!r} of reward 'lexicon' is not text or completion")
     if scope == "completion":
@@ -49,7 +48,7 @@ def lexicon(examples: Examples, *, scope: str = "text") -> Reward:
     return lambda indices, prompts, completions: sentiment([p + c for p, c in zip(prompts, completions, strict=True)])
 
 
-def length(examples: Examples, *, target: int = 20) -> Reward:
+def length(examples: Examples, *, target: int = 20) -> Judge:
     """Characters of the completion, as a share of `target`, at most 1. A toy that any model learns at once."""
     if target < 1:
         raise UserError(f"target {target} of reward 'length' must be 1 character or more")

@@ -23,8 +23,8 @@ def exact_match(completions: Sequence[str], answers: Sequence[str], extract: str
     """
     if extract not in EXTRACT:
         raise UserError(f"no way {extract!r} to find an answer; there are {', '.join(EXTRACT)}")
-    found = map(EXTRACT[extract], completions)
-    return np.float32([bool(answer) and given == answer for given, answer in zip(found, answers, strict=True)])
+    extracted = map(EXTRACT[extract], completions)
+    return np.float32([bool(answer) and given == answer for given, answer in zip(extracted, answers, strict=True)])
 
 
 # Diversity. Words are what lies between blanks.
@@ -96,7 +96,7 @@ def corpus_nll(
 
 
 def corpus_perplexity(ids: np.ndarray, token_logprobs: TokenLogprobs, **options) -> float:
-    """exp of `corpus_nll`, with its options."""
+    """The exponential of `corpus_nll`, with its options."""
     return math.exp(corpus_nll(ids, token_logprobs, **options))
 
 
@@ -122,7 +122,7 @@ def ngram_nll(train: dict[str, np.ndarray], held: dict[str, np.ndarray], vocab: 
     `PRIORS` that is best on the held-out tokens themselves.
 
     Args:
-      train, held: as `data.pieces` makes them; tokens with 'loss' are counted and scored.
+      train, held: as `rows.pieces` makes them; tokens with 'loss' are counted and scored.
     """
 
     def pairs(part: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +193,7 @@ def relabel(pairs: Pairs, gold_chosen: np.ndarray, gold_rejected: np.ndarray) ->
 
 
 def _gold(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b, checked."""
+    """The difference a - b of checked scores."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise UserError(f"gold scores have shapes {a.shape} and {b.shape}; both need one score a row")

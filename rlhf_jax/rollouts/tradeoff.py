@@ -24,7 +24,7 @@ class Points(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Over seeds: mean, standard error of the mean (NaN for one seed) and number."""
+    """Mean over seeds, its standard error (NaN for one seed) and the number of seeds."""
 
     mean: float
     sem: float
@@ -33,15 +33,15 @@ class Estimate(NamedTuple):
 
 def points(rows: Sequence[Mapping[str, Any]], reward: str, drift: str) -> Points:
     """The rows of a metrics.jsonl that hold both metrics. Raises UserError for none, and for a value that is not finite."""
-    found = [(row["step"], row[drift], row[reward]) for row in rows if reward in row and drift in row]
-    if not found:
+    known = [(row["step"], row[drift], row[reward]) for row in rows if reward in row and drift in row]
+    if not known:
         names = sorted({name for row in rows for name in row if name not in ("step", "seconds")})
         raise UserError(f"no row holds both {reward!r} and {drift!r}; the metrics are {', '.join(names) or 'none'}")
-    for step, *values in found:
+    for step, *values in known:
         for name, value in zip((drift, reward), values, strict=True):
             if not isinstance(value, Real) or not np.isfinite(value):
                 raise UserError(f"{name} at step {step} is {value!r}, not a finite number: drop that run, or end it before")
-    steps, drifts, rewards = zip(*found, strict=True)
+    steps, drifts, rewards = zip(*known, strict=True)
     return Points(np.array(steps), np.array(drifts, float), np.array(rewards, float))
 
 
@@ -70,7 +70,7 @@ def area(run: Points, d_max: float) -> float:
 
 
 def summary(run: Points, d_max: float, budgets: Sequence[float] = ()) -> dict[str, float]:
-    """Of a normalised run: area, reward_at_{budget}, final_reward, final_drift, best_reward and best_drift (its drift)."""
+    """Numbers of a normalised run: area, reward_at_{budget}, final_reward, final_drift, best_reward, best_drift (its drift)."""
     _check(run)
     best = int(run.reward.argmax())
     return {
@@ -96,8 +96,8 @@ def compare(
     arms: Mapping[str, Sequence[Points]], d_max: float, budgets: Sequence[float] = ()
 ) -> dict[str, dict[str, Estimate]]:
     """{arm: normalised runs, one a seed} -> {arm: {measure of `summary`: Estimate}}."""
-    found = {arm: [summary(run, d_max, budgets) for run in runs] for arm, runs in _filled(arms).items()}
-    return {arm: {name: over_seeds([s[name] for s in seeds]) for name in seeds[0]} for arm, seeds in found.items()}
+    summaries = {arm: [summary(run, d_max, budgets) for run in runs] for arm, runs in _filled(arms).items()}
+    return {arm: {name: over_seeds([s[name] for s in seeds]) for name in seeds[0]} for arm, seeds in summaries.items()}
 
 
 class Curve(NamedTuple):
@@ -112,12 +112,12 @@ class Curve(NamedTuple):
 def curves(arms: Mapping[str, Sequence[Points]], d_max: float, grid: int = 201) -> dict[str, Curve]:
     """{arm: normalised runs, one a seed} -> {arm: Curve} over [0, d_max]; sem is NaN with one seed."""
     at = np.linspace(0, d_max, grid)
-    found = {}
+    drawn = {}
     for arm, runs in _filled(arms).items():
         values = np.stack([envelope(run, at) for run in runs])
         sem = values.std(0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else np.full(grid, np.nan)
-        found[arm] = Curve(list(runs), at, values.mean(0), sem)
-    return found
+        drawn[arm] = Curve(list(runs), at, values.mean(0), sem)
+    return drawn
 
 
 def _filled(arms):

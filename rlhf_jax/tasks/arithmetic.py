@@ -12,8 +12,9 @@ import numpy as np
 
 from rlhf_jax.tasks import gsm8k
 from rlhf_jax.tasks.base import Task, examples_of
-from rlhf_jax.tasks.files import deal, find_directory
+from rlhf_jax.tasks.files import deal
 from training.errors import UserError
+from training.files import data_directory
 
 OPS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -52,28 +53,33 @@ def load(
         raise UserError(f"config.data.ops {ops!r} must be some of {''.join(OPS)}")
     if drawn < 0 or digits < 0:
         raise UserError("config.data.drawn and digits must be 0 or more")
-    if drawn or find_directory(directory, "gsm8k") is None:
-        found = draw(drawn or DRAWN, ops, digits or 3, np.random.default_rng(seed))
+    if drawn or data_directory(directory, "gsm8k") is None:
+        equations = draw(drawn or DRAWN, ops, digits or 3, np.random.default_rng(seed))
     else:
-        found = steps(row["answer"] for split in ("train", "test") for row in gsm8k.read(directory, split))
-        found = [e for e in found if e[1] in ops and (not digits or max(e[0], e[2]) < 10**digits)]
+        equations = steps(row["answer"] for split in ("train", "test") for row in gsm8k.read(directory, split))
+        equations = [e for e in equations if e[1] in ops and (not digits or max(e[0], e[2]) < 10**digits)]
     twins: dict[tuple, list[Equation]] = {}
-    for equation in found:
+    for equation in equations:
         twins.setdefault(_key(equation), []).append(equation)
     dealt = deal(list(twins.values()), {"validation": held_out, "test": held_out}, seed, "equations")
     splits = {split: examples_of([_row(e) for group in part for e in group]).head(limit) for split, part in dealt.items()}
     return Task("arithmetic", splits, {}, {split: part.texts() for split, part in splits.items()}, {})
 
 
+def alphabet(ops: str) -> list[str]:
+    """The characters of prompts and answers, in order."""
+    return sorted({*"0123456789=", *ops})
+
+
 def steps(answers: Iterable[str]) -> list[Equation]:
     """Distinct equations of calculator marks `<<a op b=c>>` with whole numbers that are right, in order."""
-    found = [(int(a), op, int(b), int(c)) for answer in answers for a, op, b, c in STEP.findall(answer)]
-    return list(dict.fromkeys((a, op, b) for a, op, b, c in found if OPS[op](a, b) == c))
+    marks = [(int(a), op, int(b), int(c)) for answer in answers for a, op, b, c in STEP.findall(answer)]
+    return list(dict.fromkeys((a, op, b) for a, op, b, c in marks if OPS[op](a, b) == c))
 
 
 def draw(n: int, ops: str, digits: int, rng: np.random.Generator) -> list[Equation]:
-    """n distinct equations with whole results of 0 or more; fewer if they get rare."""
-    top, found = 10**digits, {}
+    """Up to n distinct equations with whole results of 0 or more: fewer where they get rare."""
+    top, equations = 10**digits, {}
     for _ in range(20 * n):
         op, a, b = ops[rng.integers(len(ops))], *map(int, rng.integers(top, size=2))
         if op == "-":
@@ -81,10 +87,10 @@ def draw(n: int, ops: str, digits: int, rng: np.random.Generator) -> list[Equati
         if op == "/":  # most quotients are not whole
             b = int(rng.integers(1, top))
             a = b * int(rng.integers((top - 1) // b + 1))
-        found[a, op, b] = None
-        if len(found) == n:
+        equations[a, op, b] = None
+        if len(equations) == n:
             break
-    return list(found)
+    return list(equations)
 
 
 def _key(equation: Equation) -> tuple:

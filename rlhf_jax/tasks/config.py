@@ -1,4 +1,4 @@
-"""What the configs of all stages share, so that a later stage rebuilds the model and tokeniser of an earlier one."""
+"""What the configs of all stages share, so that a later stage has the model of an earlier one."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def language(method: str, task: str, model: str, **values: Any) -> ConfigDict:
     Args:
       task: of rlhf_jax.tasks.
       model: a name of `SHAPES` (trained from random weights, with a tokeniser of its own) or of models.presets (whose weights
-        and tokeniser come from a folder: --config.init_from and --config.tokeniser.path).
+        and tokeniser come from a folder, --config.sources.init, or the tokeniser from another, --config.tokeniser.path).
     """
     c = base(method, **values)
     c.accumulate = 1
@@ -29,7 +29,8 @@ def language(method: str, task: str, model: str, **values: Any) -> ConfigDict:
     own = model in SHAPES
     c.tokeniser = {"kind": "bpe" if own else "file", "vocab": 2048, "path": ""}
     shape = SHAPES[model] if own else {"layers": 0, "width": 0, "heads": 0, "context": 0}
-    c.model = {"preset": "" if own else model, **shape, "dtype": "float32" if own else "bfloat16", "remat": not own}
+    c.model = {"preset": "" if own else model, "vocab": 0, **shape}  # vocab 0: as the tokeniser has it
+    c.model.update({"dtype": "float32" if own else "bfloat16", "remat": not own})
     c.lora = {"rank": 0, "alpha": 32.0, "targets": ("q", "v")}  # rank 0: all weights are trained
     c.sample = {"each": 1, "prompt": 64, "response": 48, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop": True}
     c.sample.cut = task in ("imdb", "qa")  # longer prompts lose their beginning; else they are an error

@@ -3,7 +3,6 @@
 import gzip
 import json
 import logging
-import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -16,26 +15,6 @@ from training.errors import UserError
 log = logging.getLogger(__name__)
 
 TOY, TFDS = "toy", "tfds"
-
-
-def find_directory(directory: str, *names: str) -> Path | None:
-    """The folder of a data set: the argument, else $QUINTET_DATA/<the first of `names` there>.
-
-    None where QUINTET_DATA is not set, and for 'toy' whatever it is: the caller then uses its embedded texts.
-    """
-    if directory == TOY:
-        return None
-    if directory:
-        if not Path(directory).is_dir():
-            raise UserError(f"no data folder {directory}; give one as --config.data.dir, or 'toy' for embedded texts")
-        return Path(directory)
-    if not (root := os.environ.get("QUINTET_DATA")):
-        log.info("no data directory (--config.data.dir or QUINTET_DATA): using embedded texts")
-        return None
-    for name in names:
-        if (Path(root) / name).is_dir():
-            return Path(root) / name
-    raise UserError(f"QUINTET_DATA is {root}, which has no folder {' or '.join(names)}; give it, or set --config.data.dir=toy")
 
 
 def find_file(folder: Path, *stems: str) -> Path | None:
@@ -134,10 +113,12 @@ def read_tfds(name: str, split: str, directory: str) -> list[dict[str, Any]]:
 
 
 def is_tfds(directory: str) -> bool:
+    """Whether a data directory means tensorflow-datasets."""
     return directory.partition(":")[0] == TFDS
 
 
 def shuffled(rows: Sequence, seed: int) -> list:
+    """The rows in a random order."""
     return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rlhf_jax.tasks import embedded
 from rlhf_jax.tasks.base import Task, examples_of
-from rlhf_jax.tasks.files import deal, find_directory, need_file, read_jsonl
+from rlhf_jax.tasks.files import deal, need_file, read_jsonl
+from training.files import data_directory
 
 MARK = re.compile(r"<<[^<>]*>>")
 NUMBER = re.compile(r"#### (-?[0-9.,]+)")
@@ -18,6 +19,7 @@ def number_after_hashes(text: str) -> str:
 
 
 def prompt(question: str) -> str:
+    """The question as rho-1b-sft-GSM8K reads it."""
     return f"[MATH_TASK] Problem:\n{question}\n\nSolution:"
 
 
@@ -44,7 +46,7 @@ def load(directory: str = "", *, seed: int = 0, limit: int = 0, marks: bool = Tr
 
 def read(directory: str, split: str) -> list[dict[str, str]]:
     """Rows with question and answer."""
-    folder: Path | None = find_directory(directory, "gsm8k")
+    folder: Path | None = data_directory(directory, "gsm8k")
     if folder is None:
         return embedded.problems(split)
     check = lambda row: "" if number_after_hashes(row["answer"]) else "the answer has no '#### number'"  # noqa: E731

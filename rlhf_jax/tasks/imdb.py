@@ -14,8 +14,9 @@ import numpy as np
 
 from rlhf_jax.tasks import embedded
 from rlhf_jax.tasks.base import Examples, Task, examples_of
-from rlhf_jax.tasks.files import deal, find_directory, is_tfds, need_file, read_jsonl, read_tfds, shuffled
+from rlhf_jax.tasks.files import deal, is_tfds, need_file, read_jsonl, read_tfds, shuffled
 from training.errors import UserError
+from training.files import data_directory
 
 LEVELS = ("review", "sentence")
 BREAK = re.compile(r"<br\s*/?>")
@@ -39,7 +40,7 @@ def load(
 
     Args:
       directory: folder with train.jsonl and test.jsonl (fields text and label, 0 or 1), plain or gzipped; 'tfds' or
-        'tfds:FOLDER' for tensorflow-datasets' imdb_reviews; '' and 'toy' as in `find_directory`.
+        'tfds:FOLDER' for tensorflow-datasets' imdb_reviews; '' and 'toy' as in `data_directory`.
       limit: rows of each split (sentences come from as many reviews as they take); 0 = all.
       level: 'review' or 'sentence'. A sentence has the label of its review, and no split has a sentence of another.
       clean: `<br />` becomes a blank and blanks are run together (sentences always are).
@@ -68,10 +69,10 @@ def load(
 
 
 def _reader(directory: str) -> Callable[[str], list[dict[str, Any]]]:
-    """split -> rows with text and label."""
+    """A function from a split to its rows, with text and label."""
     if is_tfds(directory):
         return lambda split: read_tfds("imdb_reviews", split, directory)
-    folder = find_directory(directory, "imdb")
+    folder = data_directory(directory, "imdb")
     return embedded.reviews if folder is None else lambda split: _read(folder, split)
 
 

@@ -48,9 +48,9 @@ def examples(rows: Rows, prompt: Callable[[str], str]) -> dict[str, Examples]:
     """One row an instruction. The reference is text-davinci-003's answer, or the chosen one of the first pair."""
     splits = {}
     for split, part in rows.items():
-        found = {}
+        answers = {}
         for row in part:
             side = "rejected" if row.get("rejected_by") == REFERENCE else "chosen"
-            found.setdefault(row["instruction"], row[side])
-        splits[split] = examples_of([(prompt(instruction), answer) for instruction, answer in found.items()])
+            answers.setdefault(row["instruction"], row[side])
+        splits[split] = examples_of([(prompt(instruction), answer) for instruction, answer in answers.items()])
     return splits

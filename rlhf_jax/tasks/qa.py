@@ -4,14 +4,16 @@ from pathlib import Path
 
 from rlhf_jax.tasks import preferences
 from rlhf_jax.tasks.base import Pairs, Task, examples_of, pairs_of
-from rlhf_jax.tasks.files import find_directory, find_file, need_file, read_jsonl, shuffled
+from rlhf_jax.tasks.files import find_file, need_file, read_jsonl, shuffled
 from training.errors import UserError
+from training.files import data_directory
 
 SUBSETS = ("finetune", "reward", "rl", "evaluation")
 FIELDS = {"question": str, "response_j": str, "response_k": str}  # response_j is the better one
 
 
 def prompt(question: str) -> str:
+    """The question as StackLLaMA asks it."""
     return f"Question: {question}\n\nAnswer: "
 
 
@@ -27,7 +29,7 @@ def load(directory: str = "", *, seed: int = 0, limit: int = 0, validation: floa
     StackExchange: the texts to train on are finetune's, the pairs reward's, the prompts rl's; evaluation is halved by
     question into validation and test. The reference of a question is the first better answer.
     """
-    folder = find_directory(directory, "stack_exchange", "alpacaeval_prefs")
+    folder = data_directory(directory, "stack_exchange", "alpacaeval_prefs")
     if folder is not None and find_file(folder, "rl"):
         return _stack_exchange(folder, seed, limit)
     rows = preferences.read(folder, validation=validation, seed=seed)

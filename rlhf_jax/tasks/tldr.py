@@ -9,8 +9,9 @@ from typing import Any
 
 from rlhf_jax.tasks import embedded, preferences
 from rlhf_jax.tasks.base import Examples, Pairs, Task, examples_of, pairs_of
-from rlhf_jax.tasks.files import deal, find_directory, find_file, lacks, need_file, read_jsonl, shuffled
+from rlhf_jax.tasks.files import deal, find_file, lacks, need_file, read_jsonl, shuffled
 from training.errors import UserError
+from training.files import data_directory
 
 END = "\n\nTL;DR:"
 POST = "POST: "
@@ -65,7 +66,7 @@ def load(directory: str = "", *, seed: int = 0, limit: int = 0, validation: floa
 
     The references and answers to prefer begin with one blank. Prompts are not shortened here: see `fit`.
     """
-    folder = find_directory(directory, "tldr", "scitldr")
+    folder = data_directory(directory, "tldr", "scitldr")
     if folder is None:
         dealt = deal(embedded.posts(), {"validation": 0.15, "test": 0.15}, seed, "posts")
         pairs = {s: pairs_of([(_query(r), f" {r['summary']}", f" {r['rejected']}") for r in rows]) for s, rows in dealt.items()}

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import decoder as transformer
-from models import decoding, distilbert, tokenisers
+from models import decoder, decoding, distilbert, tokenisers
 from models.hub import folder as hub
 from tests.rlhf import tiny_models
 
@@ -36,7 +35,7 @@ RNG = np.random.default_rng(0)
 IDS = RNG.integers(37, size=(5, 12)).astype(np.int32)
 LENGTHS = np.array([12, 7, 1, 9, 3])[:, None]
 LEFT = np.arange(12) >= 12 - LENGTHS
-hidden = jax.jit(transformer.hidden, static_argnums=1)
+hidden = jax.jit(decoder.hidden, static_argnums=1)
 prefill = jax.jit(decoding.prefill, static_argnums=1)
 decode = jax.jit(decoding.decode, static_argnums=1)
 
@@ -65,7 +64,7 @@ def outputs(model, mask):
 
 
 @pytest.fixture(scope="module", params=DECODERS)
-def decoder(request, tmp_path_factory):
+def published(request, tmp_path_factory):
     """(oracle, its folder, what we read from it)."""
     model = oracle(*DECODERS[request.param], transformers.AutoModelForCausalLM)
     folder = tmp_path_factory.mktemp("model")
@@ -73,22 +72,22 @@ def decoder(request, tmp_path_factory):
     return model, folder, *hub.load(folder)
 
 
-def test_logits_with_left_padding(decoder):
-    model, _, cfg, params = decoder
+def test_logits_with_left_padding(published):
+    model, _, cfg, params = published
     expected = outputs(model, LEFT)
-    found = np.asarray(transformer.logits(params, cfg, hidden(params, cfg, IDS, LEFT)))
+    found = np.asarray(decoder.logits(params, cfg, hidden(params, cfg, IDS, LEFT)))
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(found[LEFT], expected[LEFT], rtol=0, atol=1e-4)
 
 
-def test_prefill_and_cached_decode(decoder):
-    model, _, cfg, params = decoder
+def test_prefill_and_cached_decode(published):
+    model, _, cfg, params = published
     expected = outputs(model, LEFT)
     prompt, params = 8, decoding.unstack(params, cfg)
     state, cache = prefill(params, cfg, IDS[:, :prompt], LEFT[:, :prompt])
     cache = decoding.grow(cache, 14)
     for column in range(prompt, IDS.shape[1] + 1):
-        found = np.asarray(transformer.logits(params, cfg, state))
+        found = np.asarray(decoder.logits(params, cfg, state))
         rows = LEFT[:, column - 1] & LEFT[:, :prompt].any(1)  # rows with a prompt
         assert rows.sum() == 3
         np.testing.assert_allclose(found[rows], expected[rows, column - 1], rtol=0, atol=1e-4)
@@ -97,8 +96,8 @@ def test_prefill_and_cached_decode(decoder):
 
 
 @pytest.mark.parametrize("file_bytes", [2**30, 20_000])
-def test_transformers_reads_what_we_save(decoder, file_bytes, tmp_path):
-    model, _, cfg, params = decoder
+def test_transformers_reads_what_we_save(published, file_bytes, tmp_path):
+    model, _, cfg, params = published
     hub.save(tmp_path, cfg, params, model.config.model_type, file_bytes=file_bytes)
     again, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
@@ -149,7 +148,7 @@ def test_half_precision_files(tmp_path):
     oracle(*DECODERS["tinyllama"], make).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
     model = make.from_pretrained(tmp_path / "theirs", dtype=torch.float32, attn_implementation="eager").eval()
     cfg, params = hub.load(tmp_path / "theirs")
-    found = transformer.logits(params, cfg, hidden(params, cfg, IDS, LEFT))
+    found = decoder.logits(params, cfg, hidden(params, cfg, IDS, LEFT))
     np.testing.assert_allclose(np.asarray(found)[LEFT], outputs(model, LEFT)[LEFT], rtol=0, atol=1e-4)
     hub.save(tmp_path / "ours", cfg, params, dtype="bfloat16")
     again = make.from_pretrained(tmp_path / "ours", dtype="auto")
@@ -177,8 +176,8 @@ def test_checked_in_logits(name, tmp_path):
 def test_transformers_reads_our_tokenisers(kind, tmp_path):
     text = "the cat sat on the mat\n"
     made = tokenisers.train_bpe([text], 270) if kind == "bpe" else tokenisers.characters(sorted(set(text)))
-    cfg = transformer.TransformerConfig(made.size, 1, 8, 2, 16)
-    params = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), cfg)
+    cfg = decoder.TransformerConfig(made.size, 1, 8, 2, 16)
+    params = jax.jit(decoder.init, static_argnums=1)(jax.random.key(0), cfg)
     hub.save(tmp_path, cfg, params, tokeniser=made)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (made.eos, made.pad, made.size)

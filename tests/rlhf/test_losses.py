@@ -365,7 +365,7 @@ def test_ratio_mode_mistakes():
 
 
 def test_losses_over_a_population_and_devices():
-    """vmap over seeds and rows sharded over devices change nothing."""
+    """A vmap over seeds, and rows sharded over devices, change nothing."""
     logp, old, adv = draw(46, 2, 8, 4, scale=0.3), draw(47, 2, 8, 4, scale=0.3), draw(48, 2, 8, 4)
     mask = np.random.default_rng(49).random((8, 4)) < 0.7
     single = [run(lambda *x: losses.ppo_policy(*x, mask)[0], logp[i], old[i], adv[i]) for i in range(2)]

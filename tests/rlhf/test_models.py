@@ -1,6 +1,7 @@
 """rlhf_jax.policy: which weights a config takes from a folder, and which it refuses."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,8 +13,10 @@ from models.hub import folder as hub
 from rlhf_jax import policy
 from rlhf_jax.rollouts import judges
 from rlhf_jax.tasks import Examples
+from training import config as configs
 from training.errors import UserError
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "rlhf"
 CFG = decoder.TransformerConfig(60, 2, 16, 2, 32)
 
 
@@ -45,18 +48,32 @@ def test_another_model_is_refused_even_where_all_shapes_agree(folder):
         policy.load(str(folder / "nothing"), CFG, ("policy",))
 
 
-def test_presets_take_their_own_tokeniser():
-    options = ConfigDict({"preset": "gpt2", "dtype": "float32", "remat": False})
-    letters = tokenisers.characters("ab")
-    assert policy.model_config(options, letters).vocab == 50257
-    wide = type("Wide", (), {"size": 50258, "pad": 50257, "own": False})
-    assert policy.model_config(options, wide).vocab == 50258
+def test_presets_take_their_own_tokeniser(monkeypatch):
+    config = ConfigDict({"model": {"preset": "gpt2", "vocab": 0, "dtype": "float32", "remat": False}})
+    config.tokeniser = {"kind": "file", "path": ""}
+
+    def vocab(size, pad):
+        monkeypatch.setattr(policy, "open_tokeniser", lambda _: type("Other", (), {"size": size, "pad": pad}))
+        return policy.sizes(config)["model.vocab"]
+
+    assert policy.model_config(config).vocab == 50257  # planned without it
+    assert (vocab(50257, 1), vocab(50000, 1), vocab(50258, 50257)) == (50257, 50257, 50258)
     for size in (60000, 32000):  # another model's
         with pytest.raises(UserError, match="use its own tokeniser"):
-            policy.model_config(options, type("Other", (), {"size": size, "pad": 1, "own": False}))
-    options.preset = "gpt5"
+            vocab(size, 1)
+    config.tokeniser.kind = "characters"
+    assert vocab(4, 1) == 50257
+    config.model.preset = "gpt5"
     with pytest.raises(UserError, match="'gpt5' is unknown"):
-        policy.model_config(options, letters)
+        policy.model_config(config)
+
+
+def test_the_vocabulary_of_equations_is_known_beforehand():
+    config = configs.load(f"{CONFIGS}/sft.py:small_arithmetic", {"data.dir": "toy", "data.ops": "+*"})
+    assert policy.sizes(config) == {"model.vocab": 15} == {"model.vocab": policy.model_config(config).vocab}
+    config = configs.load(f"{CONFIGS}/sft.py:small_imdb", {"tokeniser.kind": "characters"})
+    with pytest.raises(UserError, match=r"model\.vocab is 0"):
+        policy.model_config(config)
 
 
 def test_a_classifier_folder_judges_prompt_and_completion(tmp_path):
@@ -65,7 +82,7 @@ def test_a_classifier_folder_judges_prompt_and_completion(tmp_path):
     cfg = distilbert.EncoderConfig(vocab=tokeniser.size, layers=1, width=8, heads=2, context=12)
     params = distilbert.init(jax.random.key(0), cfg)
     hub.save(tmp_path, cfg, jax.tree.map(np.asarray, params), tokeniser=tokeniser)
-    judge = judges.open_judge(ConfigDict({"kind": "classifier", "run": str(tmp_path)}), Examples([], [], []))
+    judge = judges.open_judge("classifier", str(tmp_path))(Examples([], [], []))
     prompts, completions = ["ab", "c", "abcdefgh abc"], [" def", "", "defgh"]
     expected = []
     for prompt, completion in zip(prompts, completions, strict=True):

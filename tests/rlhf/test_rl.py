@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from models import decoder
-from rlhf_jax import policy as models
+from rlhf_jax import policy as policies
 from rlhf_jax import rl
 from rlhf_jax.algorithms import masks
+from rlhf_jax.algorithms.objectives import choose_samples
 from rlhf_jax.rollouts import rollout
 from training import config as configs
+from training import population
 from training.errors import UserError
-from training.sharding import make_mesh
+from training.sharding import make_mesh, replicated
 
 CONFIG = Path(__file__).parents[2] / "configs" / "rlhf" / "rl.py"
 EOS = 0  # of tokenisers made here
@@ -39,16 +41,20 @@ def load(variant, **overrides):
 
 def begin(variant, **overrides):
     """(method, stream, first state, consts) on one device."""
-    config = load(variant, **overrides)
-    method, stream = rl.make(config, make_mesh(1))
-    state = method.warm(jax.jit(lambda: method.init(jnp.uint32(0), stream.spec))())
-    return method, stream, state, method.consts()
+    method = rl.make(population.measured(load(variant, **overrides)), make_mesh(1))
+    consts = method.consts()
+    state = method.warm(jax.jit(lambda: method.init(jnp.uint32(0)))(), consts)
+    return method, method.stream(consts), placed(state), consts
+
+
+def placed(state):
+    return jax.device_put(state, replicated(make_mesh(1)))
 
 
 def step(run, state=None, batch=None):
     method, stream, first, consts = run
     state = first if state is None else state
-    batch = stream.next(state) if batch is None else batch
+    batch = stream.next(placed(state)) if batch is None else batch
     return (*jax.jit(method.step)(state, batch, consts), batch)
 
 
@@ -106,7 +112,7 @@ def test_preferences_train_on_the_best_and_the_worst_sample():
     run = begin("dpo")
     batch = {k: np.array(v) for k, v in run[1].next(run[2]).items()}
     batch["score"] = np.tile(np.float32([0.3, 0.9, 0.1]), (16, 1))
-    chosen, tied = rl.kept(jnp.asarray(batch["score"]), "pair")
+    chosen, tied = choose_samples(jnp.asarray(batch["score"]), "pair")
     found = rl.take(batch, chosen)
     np.testing.assert_array_equal(found["tokens"][:, 0], batch["tokens"][:, 1])
     np.testing.assert_array_equal(found["tokens"][:, 1], batch["tokens"][:, 2])
@@ -139,7 +145,7 @@ def test_lengths_of_responses_are_drawn_a_batch():
     """StackLLaMA: all responses of a batch are cut to one length in [shortest, N], and learned from up to there."""
     run, lengths = begin("lora", sample__stop="False", sample__shortest="3"), []
     for number in range(14):
-        state = run[2].replace(step=jnp.int32(number))
+        state = placed(run[2].replace(step=jnp.int32(number)))
         batch = run[1].next(state)
         real = np.asarray(batch["logps"]) != 0
         lengths.append(real.sum(-1).max())
@@ -169,13 +175,12 @@ def test_nlpo_renews_its_limit_and_keeps_ratios_of_one():
 
 def test_log_probs_within_a_nucleus_against_numpy():
     config = load("lora", rl__limit_p=0.5)
-    _, tokeniser = models.open_data(config)
-    policy = models.Policy(config, models.model_config(config.model, tokeniser))
-    world = rl.World(config, policy, rollout.sampler(config.sample, tokeniser), None, make_mesh(1))
+    policy = policies.Policy(config, policies.model_config(config))
+    setup = rollout.Setup(config, policy, rollout.sampler_of(config.sample), None, make_mesh(1))
     ids = np.random.default_rng(0).integers(2, 300, (2, 16)).astype(np.int32)
     mask = np.ones_like(ids, bool)
     weights, limit = policy.base(), decoder.init(jax.random.key(5), policy.cfg)
-    found = np.asarray(rl.response_logprobs(weights, world, ids, mask, 8, limit)[0])
+    found = np.asarray(rl.response_logprobs(weights, setup, ids, mask, 8, limit)[0])
     for row in range(2):
         z, older = (
             np.asarray(decoder.logits(w, policy.cfg, decoder.hidden(w, policy.cfg, ids, mask)))[row, 7:-1]
@@ -240,7 +245,7 @@ def test_a_toy_reward_is_learned():
         ("ppo", {"elastic__mode": "elastic"}, "set elastic.decay"),
         ("ppo", {"reward__kind": "model"}, "is neither a workdir of rlhf_jax.reward_model nor"),
         ("ppo", {"reward__kind": "vibes"}, "no reward 'vibes'"),
-        ("ppo", {"init_from": "/nowhere"}, "nowhere"),
+        ("ppo", {"sources__init": "/nowhere"}, "nowhere"),
         ("ppo", {"rl__forward_rows": 5}, "do not split into chunks of 5"),
     ],
 )

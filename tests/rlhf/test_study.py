@@ -11,6 +11,7 @@ from training.errors import UserError
 def make_run(folder, points, status="done"):
     """points: (step, KL, score); every run starts at KL 0 and score 0.5."""
     folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
     (folder / "run.json").write_text(json.dumps({"status": status}))
     start = {"eval/kl_at_start": 0.0, "eval/score_at_start": 0.5}
     rows = [{"step": s, "eval/kl": kl, "eval/score": score, **start} for s, kl, score in points]

@@ -85,19 +85,6 @@ def test_plain_before_gzipped_and_first_name_first(tmp_path):
         files.need_file(tmp_path, "validation", "test")
 
 
-def test_folder_by_argument_then_environment_then_none(tmp_path, monkeypatch):
-    (tmp_path / "scitldr").mkdir()
-    monkeypatch.setenv("QUINTET_DATA", str(tmp_path))
-    assert files.find_directory("", "tldr", "scitldr") == tmp_path / "scitldr"
-    assert files.find_directory(str(tmp_path), "tldr") == tmp_path and files.find_directory("toy", "scitldr") is None
-    with pytest.raises(UserError, match=f"QUINTET_DATA is {tmp_path}, which has no folder imdb or films"):
-        files.find_directory("", "imdb", "films")
-    with pytest.raises(UserError, match=r"no data folder /no/such"):
-        files.find_directory("/no/such", "imdb")
-    monkeypatch.delenv("QUINTET_DATA")
-    assert files.find_directory("", "imdb") is None
-
-
 def test_deal_is_a_partition_that_depends_on_the_seed_only():
     rows = list(range(100))
     dealt = files.deal(rows, {"validation": 0.2, "test": 0.1}, 3)

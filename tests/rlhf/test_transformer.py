@@ -1,5 +1,7 @@
-"""Decoders against the formulas of GPT-2, GPT-NeoX and Llama, coded again in NumPy for one text at a time; gradients, masks,
-dtypes, shardings and published sizes."""
+"""Decoders against the formulas of GPT-2, GPT-NeoX and Llama; gradients, masks, dtypes, shardings and published sizes.
+
+The formulas are coded again in NumPy, for one text at a time.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +15,7 @@ import pytest
 import scipy.special
 from jax.sharding import PartitionSpec as P
 
-from models import attention, decoder
+from models import attention, decoder, sampling
 from models.decoder import TransformerConfig
 from models.presets import PRESETS
 from training.errors import UserError
@@ -100,10 +102,10 @@ def attended(p, cfg, x):
     for h in range(cfg.heads):
         shared = h // (cfg.heads // k.shape[1])
         for t in range(len(x)):
-            query = rotated(cfg, q[t, h], t)
-            scores = np.array([query @ rotated(cfg, k[s, shared], s) / math.sqrt(len(query)) for s in range(t + 1)])
+            query, seen = rotated(cfg, q[t, h], t), t + 1 if cfg.causal else len(x)
+            scores = np.array([query @ rotated(cfg, k[s, shared], s) / math.sqrt(len(query)) for s in range(seen)])
             weights = np.exp(scores - scores.max())
-            out[t, h] = weights @ v[: t + 1, shared] / weights.sum()
+            out[t, h] = weights @ v[:seen, shared] / weights.sum()
     return linear(p["o"], out.reshape(len(x), -1))
 
 
@@ -114,7 +116,7 @@ def fed(p, cfg, x):
 
 
 def forward(params, cfg, ids):
-    """ids [n] -> [n, D] after the final norm, and logits [n, V]."""
+    """[n, D] after the final norm, and logits [n, V], of ids [n]."""
     x = params["embed"]["tokens"][ids]
     if cfg.position == "learned":
         x = x + params["embed"]["positions"][: len(ids)]
@@ -130,7 +132,7 @@ def forward(params, cfg, ids):
 
 
 def logprobs(params, cfg, ids, temperature):
-    """log p of every token but the first of one text."""
+    """Log-probs of every token but the first of one text."""
     z = forward(params, cfg, ids)[1][:-1] / temperature
     return z[np.arange(len(z)), ids[1:]] - scipy.special.logsumexp(z, axis=1)
 
@@ -159,6 +161,24 @@ def test_hidden_and_logits_have_the_formulas_values_whatever_the_padding(cfg):
         np.testing.assert_allclose(hidden[b, mask], x, rtol=2e-4, atol=2e-4)
         np.testing.assert_allclose(logits[b, mask], z, rtol=2e-4, atol=5e-4)
     assert np.isfinite(hidden).all()
+
+
+@families
+@pytest.mark.parametrize("queries", (1024, 3))
+def test_without_causal_every_token_sees_the_whole_text(cfg, queries, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    cfg = dataclasses.replace(cfg, causal=False)
+    hidden = jax.jit(lambda params: decoder.hidden(params, cfg, IDS, MASK))(single(noise(cfg)))
+    for b, (ids, mask) in enumerate(zip(IDS, MASK, strict=True)):
+        np.testing.assert_allclose(hidden[b, mask], forward(noise(cfg), cfg, ids[mask])[0], rtol=2e-4, atol=2e-4)
+    for predict in (
+        lambda: decoder.token_logprobs(single(noise(cfg)), cfg, IDS, MASK),
+        lambda: sampling.generate(
+            single(noise(cfg)), cfg, IDS[:, :2], MASK[:, :2], jax.random.key(0), max_new=2, temperature=1.0, eos=0, pad=1
+        ),
+    ):
+        with pytest.raises(UserError, match="this model is not causal"):
+            predict()
 
 
 def test_what_stands_in_padding_is_read_as_0():

@@ -7,6 +7,6 @@ source "$(dirname "$0")/../../queue.sh"
 need sft rlhf/sft.py:small_arithmetic
 for seed in 0 1 2; do
   for arm in dpo rloo ppo; do
-    train "rl/$arm/$seed" "rlhf/rl.py:small_arithmetic_$arm" --config.init_from="$runs/sft" --config.seed="$seed"
+    train "rl/$arm/$seed" "rlhf/rl.py:small_arithmetic_$arm" --config.sources.init="$runs/sft" --config.seed="$seed"
   done
 done

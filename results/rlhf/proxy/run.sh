@@ -7,11 +7,11 @@ sft=$(realpath "${2:?supervised run}")
 source "$(dirname "$0")/../../queue.sh"
 pairs="$runs/pairs.jsonl"
 (locked pairs.jsonl; [ -s "$pairs" ] || python -m rlhf_jax.preferences "$sft" --gold lexicon --out "$pairs" --prompts 12000)
-need proxy rlhf/reward_model.py:small_pairs --config.init_from="$sft" --config.pairs="$pairs"
-start=(--config.init_from="$sft" --config.reward.run="$runs/proxy")
+need proxy rlhf/reward_model.py:small_pairs --config.sources.init="$sft" --config.pairs="$pairs"
+start=(--config.sources.init="$sft" --config.sources.reward="$runs/proxy")
 for seed in 0 1 2; do
   for arm in ppo rloo dpo best_of_n; do
-    critic=(); [ "$arm" != ppo ] || critic=(--config.rl.value_from="$runs/proxy")
+    critic=(); [ "$arm" != ppo ] || critic=(--config.sources.value="$runs/proxy")
     train "rl/$arm/$seed" "rlhf/rl.py:small_proxy_$arm" "${start[@]}" "${critic[@]}" --config.seed="$seed"
   done
 done

@@ -4,8 +4,8 @@
 set -euo pipefail
 source "$(dirname "$0")/../../queue.sh"
 need sft rlhf/sft.py:small_imdb
-need judge rlhf/reward_model.py:small_labels --config.init_from="$runs/sft"
-start=(--config.init_from="$runs/sft" --config.reward.run="$runs/judge")
+need judge rlhf/reward_model.py:small_labels --config.sources.init="$runs/sft"
+start=(--config.sources.init="$runs/sft" --config.sources.reward="$runs/judge")
 for seed in 0 1 2; do
   for arm in ppo elastic elastic_often ema init elastic_opt; do
     train "rl/$arm/$seed" "rlhf/rl.py:small_imdb_$arm" "${start[@]}" --config.seed="$seed"
