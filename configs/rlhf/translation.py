@@ -1,13 +1,24 @@
-"""The pivot-translation game (Lee et al. 2019; Lu et al. 2020; Noukhovitch et al. 2023): French -> English message -> German.
+r"""The pivot-translation game (Lee et al. 2019; Lu et al. 2020; Noukhovitch et al. 2023): French -> English message -> German.
 
     python -m launch.train --config configs/rlhf/translation.py:pretrain --workdir runs/pretrain
-    python -m launch.train --config configs/rlhf/translation.py:game --config.init_from=runs/pretrain --workdir runs/game
+    python -m launch.train --config configs/rlhf/translation.py:game --config.sources.init=runs/pretrain \
+        --workdir runs/game
+
+batch = sentences, step = an update (in the game: a round of messages)
 
 Variants
-    pretrain, game              sizes and settings of SILTranslationGame (A2C, no countermeasure against drift)
-    game_ARM                    ARM is frozen, reinforce (as game), kl, multitask, s2p, sil, elastic or gumbel
-    small_pretrain, small_ARM   experiment for two cores
+    pretrain, game, game_ARM    sizes and settings of SILTranslationGame (A2C, no countermeasure against drift); not run.
+                                ARM is frozen, reinforce (as game), kl, multitask, s2p, sil, elastic or gumbel
+    small_pretrain, small_ARM   2 cores, Multi30k, 2,500 and 800 steps; no time recorded. BLEU to expect of German and of the
+                                English message on the test set, beam 5, means of 3 seeds (docs/rlhf.md, E6):
+                                    small_pretrain    19.5  34.0  (one seed)      small_kl         17.4  30.0
+                                    small_frozen      18.1  34.0                  small_elastic    16.4  26.4
+                                    small_reinforce   17.0  25.4                  small_s2p        20.9  34.8
+                                small_multitask, small_sil, small_gumbel: not run
     tiny_pretrain, tiny_game, tiny_sil, tiny_gumbel, tiny_elastic    tests
+
+results/rlhf/translation/run.sh RUNS trains small_pretrain and then every small_ARM from it, three seeds each; the scores are
+in results/rlhf/translation/finals.table.json.
 
 The papers pretrain on IWSLT'16 and play on all of Multi30k. Here one half of Multi30k stands for IWSLT, unless data.fr_en and
 data.en_de name files of other pairs (then set data.share to 0). Without a data directory every variant runs on a toy grammar.
@@ -38,15 +49,17 @@ def get_config(variant: str = "game") -> ConfigDict:
 
 
 def common(method: str) -> ConfigDict:
+    """Keys of both phases."""
     c = base(method)
     c.data = {
         "dir": "",
-        "share": 0.5,  # of the training triples: part A, to pretrain on; the rest is part B, to play on
-        "seed": 0,  # of the division, not of the run
+        "share": 0.5,  # share of the training triples in part A, for pretraining; the rest is part B, for the game
+        "seed": 0,  # of the division into A and B, not of the run
         "bpe": 25_000,  # joint subwords of the three languages; the reference learns 25k merges
         "length": 50,  # subwords a sentence, END included; longer training sentences are left out
         "fr_en": "",  # files of other pairs for pretraining
         "en_de": "",
+        "vocabulary": {"fr": 0, "en": 0, "de": 0},  # subwords of each language; 0: as many as the data have
     }
     c.net = {"embed": 256, "hidden": 256, "dtype": "float32"}
     c.eval = {
@@ -61,17 +74,19 @@ def common(method: str) -> ConfigDict:
 
 
 def pretrain() -> ConfigDict:
+    """Supervised pretraining of SILTranslationGame."""
     c = common("rlhf_jax.translation.pretrain")
     c.batch = 128  # the reference: 2000 tokens
     c.steps = 500_000
     c.dropout = {"sender": 0.2, "receiver": 0.3, "lm": 0.3}  # the caption model's is ours
-    # 3e-4 falling linearly to 1e-5 at step 500k, which is on the line to 0 at 517,241.
+    # The reference falls linearly from 3e-4 to 1e-5 at step 500k, which is on the line to 0 at 517,241.
     c.optim = {**ADAM, "lr": 3e-4, "schedule": "linear", "steps": 517_241}
     c.eval.every = 10_000
     return c
 
 
 def game() -> ConfigDict:
+    """The game of SILTranslationGame, without countermeasures."""
     c = common("rlhf_jax.translation.game")
     c.batch = 64  # the reference: 1024 tokens
     c.steps = 100_000
@@ -84,14 +99,14 @@ def game() -> ConfigDict:
     # A group clips by itself: the baseline's gradient, ten times its loss, would take all of a shared norm.
     c.optim = {**ADAM, "lr": 1e-5, "groups": {"value": {"match": "^value/"}}}
     c.sil = {"on": False, "play": 4000, "imitate": 400, "optim": {**ADAM, "lr": 1e-4}}
-    c.elastic = {"mode": "none", "decay": 0.99, "every": 23_000, "reset_opt": False}  # the paper's could not be established
+    c.elastic = {"mode": "none", "decay": 0.99, "every": 23_000, "reset_opt": False}  # the paper's values are not known
     return c
 
 
 def small(c: ConfigDict, arm: str) -> None:
-    """Half the width, 3k subwords, fewer steps at higher learning rates (at 1e-4 REINFORCE lost 2 BLEU of English in 750).
+    """Set half the width, 3k subwords, fewer steps at higher learning rates (at 1e-4 REINFORCE lost 2 BLEU of English in 750).
 
-    A cycle of Elastic Reset weighs its own policies by 1 - decay^every = .95 in the average.
+    The policies of the last cycle of Elastic Reset have a weight of 1 - decay^every = .95 in the average.
     """
     c.data.update({"bpe": 3000, "length": 24})
     c.net.update({"embed": 128, "hidden": 128})
@@ -116,6 +131,7 @@ def small(c: ConfigDict, arm: str) -> None:
 
 
 def tiny(c: ConfigDict) -> None:
+    """Set the sizes of a test on the toy grammar."""
     c.data.update({"dir": "toy", "bpe": 200, "length": 24})
     c.net.update({"embed": 8, "hidden": 16})
     c.update({"batch": 8, "steps": 6})

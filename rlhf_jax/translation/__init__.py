@@ -1,1 +1,1 @@
-"""The pivot-translation game: French -> English message -> German, where English may drift (Lee et al. 2019; docs/rlhf.md)."""
+"""The pivot-translation game, French -> English message -> German, whose English may drift (Lee et al. 2019; docs/rlhf.md)."""

@@ -8,8 +8,6 @@ directory (Multi30k task 1; Elliott et al. 2016, 2017):
 
 import functools
 import gzip
-import logging
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,34 +15,22 @@ from pathlib import Path
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
 from rlhf_jax.translation import toy
+from training import files
 from training.errors import UserError
 
 LANGUAGES = ("en", "fr", "de")
 FILES = {"train": "train.tsv", "val": "val.tsv", "test": "test_2016_flickr.tsv"}
 
-log = logging.getLogger(__name__)
-
 Texts = dict[str, tuple[str, ...]]  # language -> sentences; row i is the same sentence in every language
 
 
 def find_directory(directory: str = "") -> Path | None:
-    """The folder of the data: the argument, else $QUINTET_DATA/multi30k; None, for 'toy' too, is the embedded grammar."""
-    if directory == "toy":
-        return None
-    if directory:
-        if not Path(directory).is_dir():
-            raise UserError(f"no data folder {directory}")
-        return Path(directory)
-    if not (root := os.environ.get("QUINTET_DATA")):
-        log.info("no data directory (--config.data.dir or QUINTET_DATA): using the embedded toy grammar")
-        return None
-    if not (folder := Path(root) / "multi30k").is_dir():
-        raise UserError(f"QUINTET_DATA is {root}, which has no folder multi30k; give it, or set --config.data.dir=toy")
-    return folder
+    """The folder of the data: `directory`, else $QUINTET_DATA/multi30k, else None for the embedded grammar."""
+    return files.data_directory(directory, "multi30k")
 
 
 def load(directory: str = "") -> dict[str, Texts]:
-    """'train', 'val' and 'test' in three languages, lower-case and tokenised."""
+    """The parts 'train', 'val' and 'test' in three languages, lower-case and tokenised."""
     folder = find_directory(directory)
     if folder is None:
         rows = toy.sentences()
@@ -60,7 +46,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def read(path: Path, languages: Sequence[str]) -> Texts:
-    """The columns of `languages` of one file, as they are. Raises UserError, with file and line, for anything else."""
+    """Sentences of one file in `languages`, untokenised. Raises UserError, with file and line, for a damaged file."""
     if not path.is_file():
         raise UserError(f"no file {path}; give the folder of Multi30k as --config.data.dir or QUINTET_DATA")
     content = path.read_bytes()
@@ -91,7 +77,10 @@ def _row(line: bytes, names: list[str], where: str) -> list[str]:
 
 
 def tokenise(language: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Lower case, Moses punctuation normalisation, Moses tokens with one blank between them (SILTranslationGame's scripts)."""
+    """Texts in lower case, as Moses tokens with one blank between them, after Moses' normalisation of punctuation.
+
+    The same steps as in SILTranslationGame's scripts.
+    """
     normaliser, tokeniser = _moses(language)
     return tuple(tokeniser.tokenize(normaliser.normalize(text.lower()), escape=False, return_str=True) for text in texts)
 

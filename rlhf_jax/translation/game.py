@@ -1,4 +1,4 @@
-"""Fine-tuning in the translation game: the pair learns French-German with a message of English between them.
+"""Fine-tuning in the translation game: the pair learns French-German through a message of English.
 
 Arms by config (Noukhovitch et al. 2023 and the papers it compares with; docs/rlhf.md has the equations):
 
@@ -15,37 +15,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.algorithms import elastic
-from rlhf_jax.translation import nets
-from rlhf_jax.translation.corpus import Corpus, GameSource, open_corpus
+from rlhf_jax.translation import nets, pretrain
+from rlhf_jax.translation.corpus import SUBWORDS, GameSource, Pair, open_run
 from rlhf_jax.translation.data import find_directory
 from rlhf_jax.translation.evaluate import game_eval
 from rlhf_jax.translation.objective import ESTIMATORS, imitation_loss, play_loss
-from rlhf_jax.translation.pretrain import AGENTS, init_models, read_pretrained
+from rlhf_jax.translation.pretrain import AGENTS, init_models, planned_sizes, read_pretrained
 from training import optim
 from training.data import DatasetStream
 from training.errors import UserError
-from training.method import Eval, Method, Stream, TrainState
+from training.method import Eval, EvalRun, Method, TrainState, on_first_run
 from training.rng import key_for
+from training.runs import Run
+from training.sharding import batch_spec
 from training.step import make_step
 
 
-def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
-    """The game of `config`, on part B of the data, from the agents of the pretraining run `config.init_from`."""
-    check(config)
-    corpus = open_corpus(config.data)
-    supervised = [name for name in AGENTS if config.supervised[name]]
-    stream = DatasetStream(GameSource(corpus, supervised), batch=config.batch, seed=config.seed, mesh=mesh)
-    return make_method(config, corpus), stream
+def sizes(config: ConfigDict) -> dict[str, int]:
+    """Sizes of the vocabularies, {key in the config: subwords}. Raises UserError for a game without pretrained agents."""
+    if not config.sources.init and find_directory(config.data.dir):  # random agents play on the toy grammar only, in tests
+        raise UserError("the game needs pretrained agents: set --config.sources.init to the workdir of a pretraining run")
+    return pretrain.sizes(config)
 
 
 def check(config: ConfigDict) -> None:
     """Raise UserError for values that cannot work together."""
-    if not config.init_from and find_directory(config.data.dir):  # random agents play on the toy grammar only, in tests
-        raise UserError("the game needs pretrained agents: set --config.init_from to the workdir of a pretraining run")
     if config.estimator not in ESTIMATORS:
         raise UserError(f"estimator {config.estimator!r} is unknown: use one of {', '.join(ESTIMATORS)}")
     if config.estimator != "a2c" and (config.loss.kl or config.normalise):
@@ -60,11 +59,16 @@ def check(config: ConfigDict) -> None:
         raise UserError("message needs 1 <= shortest <= longest")
 
 
-def make_method(config: ConfigDict, corpus: Corpus) -> Method:
+def make(config: ConfigDict, mesh: Mesh) -> Method:
+    """The game of `config`, on part B of the data, from the agents of the pretraining run `config.sources.init`."""
+    check(config)
+    sentence = jax.ShapeDtypeStruct((config.data.length,), np.int32)
+    supervised = [name for name in AGENTS if config.supervised[name]]
+    spec = batch_spec(dict.fromkeys(["game", *supervised], Pair(sentence, sentence)), config.batch, mesh)
     tx, tx_imitate = optim.build(**config.optim), optim.build(**config.sil.optim)
 
-    def dressed(state: TrainState, models: dict) -> TrainState:
-        """The state of a fresh game between `models`. Every part gets buffers of its own: the step donates them."""
+    def start_game(state: TrainState, models: dict) -> TrainState:
+        """`state` with `models` as the agents of a new game. Every part gets its own buffers, since the step donates them."""
         agents = {name: models[name] for name in AGENTS}
         copy = functools.partial(jax.tree.map, jnp.copy)
         extra = {"start": copy(agents), "lm": copy(models["lm"])}
@@ -74,17 +78,18 @@ def make_method(config: ConfigDict, corpus: Corpus) -> Method:
             extra["ema"] = elastic.snapshot(agents)
         return state.replace(params={**copy(agents), "value": state.params["value"]}, extra=extra)
 
-    def init(seed: jax.Array, spec: Any) -> TrainState:
-        models = init_models(config, corpus, seed)
-        sizes = nets.Sizes(corpus.vocabulary["fr"].size, corpus.vocabulary["en"].size, config.net.embed, config.net.hidden)
-        value = nets.init_value(key_for(seed, 0, "init", "value"), sizes)
+    def init(seed: jax.Array) -> TrainState:
+        models, size = init_models(config, seed), planned_sizes(config.data)
+        shape = nets.Sizes(size["fr"], size["en"], config.net.embed, config.net.hidden)
+        value = nets.init_value(key_for(seed, 0, "init", "value"), shape)
         params = {**{name: models[name] for name in AGENTS}, "value": value}
         state = TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params))
-        return dressed(state, models)
+        return start_game(state, models)
 
-    def warm(state: TrainState) -> TrainState:
+    def warm(state: TrainState, consts: Any) -> TrainState:
         shapes = {**state.extra["start"], "lm": state.extra["lm"]}
-        return dressed(state, jax.tree.map(jnp.asarray, read_pretrained(config.init_from, shapes, corpus)))
+        models = read_pretrained(Run(config.sources.init), shapes, open_run(config))
+        return start_game(state, jax.tree.map(jnp.asarray, models))
 
     step = make_step(functools.partial(play_loss, config=config), tx)
     if config.elastic.mode != "none":
@@ -93,29 +98,37 @@ def make_method(config: ConfigDict, corpus: Corpus) -> Method:
         imitate = make_step(functools.partial(imitation_loss, config=config), tx_imitate)
         step = with_iterations(step, imitate, config.sil.play, config.sil.imitate)
 
-    def evaluation(part: str, beams: int) -> Any:
-        return game_eval(config, corpus, part, beams)
+    def evaluation(part: str, beams: int) -> EvalRun:
+        return on_first_run(lambda: game_eval(config, open_run(config), part, beams))
 
-    evals = {"val": Eval(config.eval.every, evaluation("val", 1)), "test": Eval(0, evaluation("test", config.eval.beams))}
-    return Method(init=init, step=step, evals=evals, warm=warm if config.init_from else None)
+    return Method(
+        spec=spec,
+        init=init,
+        step=step,
+        stream=lambda consts: DatasetStream(GameSource(open_run(config), supervised), spec, seed=config.seed),
+        evals={"val": Eval(config.eval.every, evaluation("val", 1)), "test": Eval(0, evaluation("test", config.eval.beams))},
+        warm=warm if config.sources.init else None,
+        files=lambda: {SUBWORDS: open_run(config).subwords},
+    )
 
 
 def with_reset(step: Any, tx: Any, options: ConfigDict) -> Any:
-    """Elastic Reset of both agents after `step` (Noukhovitch et al. 2023, algorithm 1): EMA after each, reset after each n-th.
+    """`step` followed by Elastic Reset of both agents (Noukhovitch et al. 2023, algorithm 1).
 
-    The baseline, Adam's moments (unless `reset_opt`) and the learning rate go on. `extra`: 'start' theta_0, 'ema' theta_bar.
+    The average is updated after each step; a reset follows each `options.every`-th. The baseline, Adam's moments (unless
+    `reset_opt`) and the learning rate go on. `extra`: 'start' theta_0, 'ema' theta_bar.
     """
 
     def elastic_step(state: TrainState, batch: Any, consts: Any) -> tuple[TrainState, dict]:
         state, metrics = step(state, batch, consts)
         average = elastic.ema_update(state.extra["ema"], state.params, options.decay)
-        do = elastic.due(state.step, options.every)
+        due = elastic.due(state.step, options.every)
         params, average, opt_state = elastic.reset(
-            state.params, average, state.extra["start"], state.opt_state, do,
+            state.params, average, state.extra["start"], state.opt_state, due,
             to=options.mode, fresh_opt_state=tx.init(state.params) if options.reset_opt else None,
         )  # fmt: skip
         state = state.replace(params=params, opt_state=opt_state, extra={**state.extra, "ema": average})
-        return state, {**metrics, "reset": do.astype(jnp.float32)}
+        return state, {**metrics, "reset": due.astype(jnp.float32)}
 
     return elastic_step
 
@@ -127,18 +140,18 @@ def with_iterations(play: Any, imitate: Any, plays: int, imitations: int) -> Any
     generation before learn from it; after the last of them the students become the pair. Both optimisers go on.
     """
 
-    def taught(state: TrainState, batch: Any, consts: Any) -> tuple[TrainState, dict]:
-        own = state.replace(params=state.extra["students"], opt_state=state.extra["students_opt"])
-        own, metrics = imitate(own, batch, state.params)
-        graduate = own.step % (plays + imitations) == 0
+    def imitation_step(state: TrainState, batch: Any, consts: Any) -> tuple[TrainState, dict]:
+        students = state.replace(params=state.extra["students"], opt_state=state.extra["students_opt"])
+        students, metrics = imitate(students, batch, state.params)
+        graduate = students.step % (plays + imitations) == 0
         teachers = {name: state.params[name] for name in AGENTS}
-        pair = jax.tree.map(lambda student, teacher: jnp.where(graduate, student, teacher), own.params, teachers)
-        extra = {**state.extra, "students": own.params, "students_opt": own.opt_state}
-        return state.replace(step=own.step, params={**state.params, **pair}, extra=extra), metrics
+        pair = jax.tree.map(lambda student, teacher: jnp.where(graduate, student, teacher), students.params, teachers)
+        extra = {**state.extra, "students": students.params, "students_opt": students.opt_state}
+        return state.replace(step=students.step, params={**state.params, **pair}, extra=extra), metrics
 
     def step(state: TrainState, batch: Any, consts: Any) -> tuple[TrainState, dict]:
         playing = state.step % (plays + imitations) < plays
-        state, metrics = jax.lax.cond(playing, play, taught, state, batch, consts)
+        state, metrics = jax.lax.cond(playing, play, imitation_step, state, batch, consts)
         return state, {**metrics, "imitating": 1 - playing.astype(jnp.float32)}
 
     return step

@@ -19,14 +19,16 @@ NEVER = -1e9  # logit of what must not be chosen; finite, so that 0 * NEVER is 0
 
 
 class Sizes(NamedTuple):
-    source: int  # vocabularies
+    """Sizes of an agent: its vocabularies, the width of its embeddings and of its GRUs."""
+
+    source: int
     target: int
     embed: int
     hidden: int
 
 
 class Memory(NamedTuple):
-    """What the decoder sees of the source. The products with its weights are made once, not at every step.
+    """The decoder's view of the source, multiplied by its weights once and not at every step.
 
     keys    [B, S, H]  W_a s: the score of place i is h . keys_i
     values  [B, S, H]  W_c s: the context's part of W [h; c]
@@ -41,20 +43,21 @@ class Memory(NamedTuple):
 
 
 class State(NamedTuple):
-    """Of the decoder: GRU state and attention vector (the next input's second half), [B, H] each."""
+    """The decoder's state: that of its GRU, and the attention vector (second half of the next input), [B, H] each."""
 
     h: jax.Array
     feed: jax.Array
 
 
 class Forced(NamedTuple):
-    """Teacher forcing at every place: attention vectors [B, T, H], and what the decoder read, [B, T, E + H]."""
+    """Result of teacher forcing: the attention vectors [B, T, H] of all places, and the decoder's inputs [B, T, E + H]."""
 
     feeds: jax.Array
     inputs: jax.Array
 
 
 def init_agent(key: jax.Array, sizes: Sizes) -> dict:
+    """Random parameters of an encoder and a decoder with attention."""
     k = iter(jax.random.split(key, 12))
     E, H = sizes.embed, sizes.hidden
     encoder = {
@@ -75,18 +78,19 @@ def init_agent(key: jax.Array, sizes: Sizes) -> dict:
 
 
 def init_lm(key: jax.Array, vocabulary: int, embed: int, hidden: int) -> dict:
+    """Random parameters of a GRU language model."""
     k = jax.random.split(key, 3)
     return {"embed": _table(k[0], vocabulary, embed), "gru": _gru(k[1], embed, hidden), "out": _dense(k[2], hidden, vocabulary)}
 
 
 def init_value(key: jax.Array, sizes: Sizes) -> dict:
-    """The baseline of A2C: one hidden layer on the decoder's input."""
+    """Random parameters of A2C's baseline: one hidden layer on the decoder's input."""
     k = jax.random.split(key)
     return {"hidden": _dense(k[0], sizes.embed + sizes.hidden, sizes.hidden), "out": _dense(k[1], sizes.hidden, 1)}
 
 
 def encode(agent: dict, source: jax.Array, *, key: jax.Array | None = None, rate: float = 0.0) -> Memory:
-    """source: int32 [B, S] or floats [B, S, V]. `rate`: dropout of embeddings, where a key is given."""
+    """The memory of a source, int32 [B, S] or floats [B, S, V]. `rate`: dropout of embeddings, if there is a key."""
     p = agent["encoder"]
     mask = present(source)
     x = dropout(key, rate, embed(p["embed"], source))
@@ -97,7 +101,10 @@ def encode(agent: dict, source: jax.Array, *, key: jax.Array | None = None, rate
 
 
 def force(agent: dict, memory: Memory, target: jax.Array, *, key: jax.Array | None = None, rate: float = 0.0) -> Forced:
-    """Read target int32 [B, T] one place late (START first): what is at place t predicts target[:, t]."""
+    """Teacher forcing: the decoder reads target int32 [B, T] one place late, START first, so that place t predicts token t.
+
+    `rate`: dropout of embeddings and attention vectors, if there is a key.
+    """
     p = agent["decoder"]
     keys = (None, None) if key is None else jax.random.split(key)
     start = jnp.full_like(target[:, :1], START)
@@ -112,11 +119,12 @@ def force(agent: dict, memory: Memory, target: jax.Array, *, key: jax.Array | No
 
 
 def first(memory: Memory) -> State:
+    """The decoder's state before its first step."""
     return State(memory.start, jnp.zeros_like(memory.start))
 
 
 def advance(decoder: dict, memory: Memory, state: State, gates: jax.Array) -> State:
-    """One place further; gates [B, 3H] is the embedding's part of the GRU's input."""
+    """The decoder's state one place further; gates [B, 3H] is the embedding's part of the GRU's input."""
     h = gru(gates + dense(decoder["feed"], state.feed), dense(decoder["gru"]["h"], state.h), state.h)
     scores = jnp.einsum("bsh,bh->bs", memory.keys, h).astype(jnp.float32)
     weights = jax.nn.softmax(jnp.where(memory.mask, scores, NEVER)).astype(h.dtype)
@@ -125,7 +133,7 @@ def advance(decoder: dict, memory: Memory, state: State, gates: jax.Array) -> St
 
 
 def logits(decoder: dict, feeds: jax.Array, early: jax.Array | bool = False) -> jax.Array:
-    """float32 [..., V] of attention vectors [..., H]; PAD and START are never chosen, nor END where `early` [...] is true."""
+    """Logits float32 [..., V] of attention vectors [..., H]; NEVER for PAD and START, and for END where `early` [...]."""
     out = dense(decoder["out"], feeds).astype(jnp.float32)
     token = jnp.arange(out.shape[-1])
     never = (token <= START) | ((token == END) & jnp.asarray(early)[..., None])
@@ -133,7 +141,7 @@ def logits(decoder: dict, feeds: jax.Array, early: jax.Array | bool = False) -> 
 
 
 def lm_logits(lm: dict, target: jax.Array, *, key: jax.Array | None = None, rate: float = 0.0) -> jax.Array:
-    """float32 [B, T, V]: at place t for target[:, t], from what stands before it."""
+    """Logits float32 [B, T, V] of the language model: those at place t are for target[:, t], from the tokens before it."""
     keys = (None, None) if key is None else jax.random.split(key)
     before = jnp.concatenate([jnp.full_like(target[:, :1], START), target[:, :-1]], 1)
     states = gru_states(lm["gru"], dropout(keys[0], rate, embed(lm["embed"], before)))
@@ -141,7 +149,7 @@ def lm_logits(lm: dict, target: jax.Array, *, key: jax.Array | None = None, rate
 
 
 def value(net: dict, inputs: jax.Array) -> jax.Array:
-    """Baseline float32 [B, T] of decoder inputs [B, T, E + H]."""
+    """Baseline float32 [B, T] from decoder inputs [B, T, E + H]."""
     return dense(net["out"], jnp.tanh(dense(net["hidden"], inputs)))[..., 0].astype(jnp.float32)
 
 
@@ -157,7 +165,10 @@ def gru_states(p: dict, x: jax.Array) -> jax.Array:
 
 
 def gru(x: jax.Array, u: jax.Array, h: jax.Array) -> jax.Array:
-    """h' = (1 - z) n + z h; x, u [B, 3H]: the input's and the state's parts of reset gate, update gate z and candidate n."""
+    """The next state of a GRU, (1 - z) n + z h.
+
+    x, u [B, 3H]: the input's and the state's parts of reset gate, update gate z and candidate n.
+    """
     (x_r, x_z, x_n), (u_r, u_z, u_n) = jnp.split(x, 3, -1), jnp.split(u, 3, -1)
     z = jax.nn.sigmoid(x_z + u_z)
     n = jnp.tanh(x_n + jax.nn.sigmoid(x_r + u_r) * u_n)
@@ -165,18 +176,19 @@ def gru(x: jax.Array, u: jax.Array, h: jax.Array) -> jax.Array:
 
 
 def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of `table` [V, E] for tokens int [...], or mixtures of rows for distributions [..., V]."""
     if jnp.issubdtype(tokens.dtype, jnp.integer):
         return table[tokens]
     return dense({"kernel": table}, tokens.astype(table.dtype))
 
 
 def present(tokens: jax.Array) -> jax.Array:
-    """bool [B, T]: not PAD."""
+    """True, bool [B, T], at places that are not PAD."""
     return tokens != PAD if jnp.issubdtype(tokens.dtype, jnp.integer) else (jax.lax.stop_gradient(tokens) > 0).any(-1)
 
 
 def dense(p: dict, x: jax.Array) -> jax.Array:
-    """x [..., in] -> [..., out], in two dimensions: the backward pass of a 3-D product takes up to 2.8x more time on CPU."""
+    """A linear layer, x [..., in] -> [..., out], in 2-D: the backward pass of a 3-D product is up to 2.8x slower on CPU."""
     y = x.reshape(-1, x.shape[-1]) @ p["kernel"]
     if "bias" in p:
         y = y + p["bias"]
@@ -184,6 +196,7 @@ def dense(p: dict, x: jax.Array) -> jax.Array:
 
 
 def dropout(key: jax.Array | None, rate: float, x: jax.Array) -> jax.Array:
+    """`x` with a share `rate` of its numbers 0 and the others enlarged; without a key, `x` itself."""
     if key is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

@@ -19,7 +19,10 @@ METRICS = ("reward", "policy", "value", "entropy", "kl", "length", "supervised")
 
 
 def play_loss(params: dict, batch: dict, key: jax.Array, extra: dict, consts: Any, *, config: ConfigDict) -> Any:
-    """Loss, (metrics, extra). `batch['game']`: French and German; `batch['sender']`, `batch['receiver']`: supervised pairs."""
+    """Loss of a step of the game, and (metrics, extra).
+
+    batch: {'game': French and German, 'sender', 'receiver': supervised pairs, if their losses are on}.
+    """
     params, start = nets.cast(params, config.net.dtype), nets.cast(stop_gradient(extra["start"]), config.net.dtype)
     source, target = batch["game"]
     play = through_choices if config.estimator == "gumbel" else through_samples
@@ -29,8 +32,8 @@ def play_loss(params: dict, batch: dict, key: jax.Array, extra: dict, consts: An
     return loss + metrics["supervised"], (metrics, extra)
 
 
-def reward_of(receiver: dict, message: jax.Array, target: jax.Array) -> jax.Array:
-    """R = mean over the German tokens of log p(de_t | de_<t, message): [B]. Its mean over rows is -cross-entropy."""
+def message_reward(receiver: dict, message: jax.Array, target: jax.Array) -> jax.Array:
+    """Reward [B]: mean over German tokens of log p(de_t | de_<t, message). Its mean over rows is minus the cross-entropy."""
     feeds = nets.force(receiver, nets.encode(receiver, message), target).feeds
     log_probs = losses.log_prob(nets.logits(receiver["decoder"], feeds), target)
     return losses.token_mean(log_probs, nets.present(target))
@@ -39,12 +42,12 @@ def reward_of(receiver: dict, message: jax.Array, target: jax.Array) -> jax.Arra
 def through_samples(
     params: dict, start: dict, source: jax.Array, target: jax.Array, key: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, dict]:
-    """A2C: the receiver learns by cross-entropy, the sender from R. estimator 'none': the sender stays (frozen English)."""
+    """(loss, metrics) of A2C: the receiver learns by cross-entropy, the sender from the reward; not at all with 'none'."""
     sender, weights, limits = params["sender"], config.loss, config.message
     memory = nets.encode(sender, source)
     message = search.sample(*stop_gradient((sender, memory)), key, length=limits.longest, shortest=limits.shortest)
     mask = nets.present(message)
-    reward = reward_of(params["receiver"], message, target)
+    reward = message_reward(params["receiver"], message, target)
     loss = -weights.cross_entropy * reward.mean()
     metrics = dict.fromkeys(METRICS, jnp.float32(0)) | {"reward": reward.mean(), "length": mask.sum(1).mean(dtype=jnp.float32)}
     if config.estimator == "none":
@@ -66,14 +69,14 @@ def through_samples(
 def through_choices(
     params: dict, start: dict, source: jax.Array, target: jax.Array, key: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, dict]:
-    """Straight-through Gumbel: the receiver's cross-entropy reaches the sender through the choices of tokens."""
+    """(loss, metrics) of straight-through Gumbel: cross-entropy reaches the sender through its choices of tokens."""
     limits = config.message
     choices, logits = search.gumbel(
         params["sender"], nets.encode(params["sender"], source), key,
         temperature=config.temperature, length=limits.longest, shortest=limits.shortest,
     )  # fmt: skip
     mask = nets.present(choices)
-    reward = reward_of(params["receiver"], choices, target)
+    reward = message_reward(params["receiver"], choices, target)
     entropy = losses.token_mean(losses.entropy(logits), mask).mean()
     metrics = dict.fromkeys(METRICS, jnp.float32(0)) | {"reward": reward.mean(), "entropy": entropy}
     loss = -config.loss.cross_entropy * reward.mean() - config.loss.entropy * entropy
@@ -83,7 +86,10 @@ def through_choices(
 def imitation_loss(
     students: dict, batch: dict, key: jax.Array, extra: Any, teachers: dict, *, config: ConfigDict
 ) -> tuple[jax.Array, tuple[dict, Any]]:
-    """Seeded iterated learning: students learn the teachers' greedy English of `batch['game']`'s French, and German from it."""
+    """Loss of students in seeded iterated learning, and (metrics, extra).
+
+    They learn the teachers' greedy English from the French of `batch['game']`, and its German from that English.
+    """
     students, teachers = nets.cast(students, config.net.dtype), nets.cast(teachers, config.net.dtype)
     source, target = batch["game"]
     limits = config.message

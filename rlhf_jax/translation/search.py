@@ -16,20 +16,21 @@ from rlhf_jax.translation.nets import Memory, State
 
 
 def sample(agent: dict, memory: Memory, key: jax.Array, *, length: int, shortest: int = 1) -> jax.Array:
-    """Tokens int32 [B, length] from the decoder's own distribution. `key` and the place give the randomness of all rows."""
+    """Sentences int32 [B, length] sampled from the decoder's distribution; the random numbers depend on `key` and the place."""
 
     def choose(t: jax.Array, logits: jax.Array) -> jax.Array:
         return jax.random.categorical(jax.random.fold_in(key, t), logits)
 
-    return _roll(agent, memory, choose, length, shortest)
+    return _decode(agent, memory, choose, length, shortest)
 
 
 def greedy(agent: dict, memory: Memory, *, length: int, shortest: int = 1) -> jax.Array:
-    """The likeliest token at each place, int32 [B, length]."""
-    return _roll(agent, memory, lambda t, logits: logits.argmax(-1), length, shortest)
+    """Sentences int32 [B, length] of the likeliest token at each place."""
+    return _decode(agent, memory, lambda t, logits: logits.argmax(-1), length, shortest)
 
 
-def _roll(agent: dict, memory: Memory, choose: Callable, length: int, shortest: int) -> jax.Array:
+def _decode(agent: dict, memory: Memory, choose: Callable, length: int, shortest: int) -> jax.Array:
+    """Sentences int32 [B, length] of the tokens that `choose(place, logits)` returns; stops when all have ended."""
     p, rows = agent["decoder"], len(memory.start)
 
     def more(carry: tuple) -> jax.Array:
@@ -56,7 +57,7 @@ def _next(p: dict, memory: Memory, state: State, x: jax.Array, t: jax.Array, sho
 def gumbel(
     agent: dict, memory: Memory, key: jax.Array, *, temperature: float, length: int, shortest: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Straight-through Gumbel-softmax samples (Jang et al. 2017) -> (choices [B, length, V], logits [B, length, V]).
+    """Straight-through Gumbel-softmax samples (Jang et al. 2017): (choices [B, length, V], logits [B, length, V]).
 
     A choice is one-hot going forward and softmax((logits + g) / temperature) in the gradient; the decoder reads its choices.
     Choices after END are zeros: where a message ends has no gradient.
@@ -81,9 +82,9 @@ def gumbel(
 
 
 def beam(agent: dict, memory: Memory, *, beams: int, length: int, exponent: float, shortest: int = 1) -> jax.Array:
-    """The best sentence by log-probability / tokens^exponent that beam search finds, int32 [B, length].
+    """Sentences int32 [B, length] of beam search, the best by log-probability / tokens^exponent.
 
-    `beams` unfinished prefixes stay at each place; a finished sentence takes no beam, and only the best one is kept. A prefix
+    Each place has `beams` unfinished prefixes; a finished sentence takes no beam, and only the best one is stored. A prefix
     that reaches `length` counts as finished. Stops as soon as no prefix of any row can still win.
     """
     p, B, K = agent["decoder"], len(memory.start), beams
@@ -96,23 +97,23 @@ def beam(agent: dict, memory: Memory, *, beams: int, length: int, exponent: floa
         return (t < length) & (prefixes.max(1) / length**exponent > best).any()
 
     def step(carry: tuple) -> tuple:
-        t, state, prefixes, (tokens, won), best = carry
+        t, state, prefixes, (tokens, winner), best = carry
         last = jnp.where(t == 0, START, tokens[:, :, jnp.maximum(t - 1, 0)]).reshape(-1)
         state, logits = _next(p, wide, state, p["embed"][last], t, shortest)
         scores = prefixes[..., None] + jax.nn.log_softmax(logits).reshape(B, K, -1)
-        whole = jnp.where(t == length - 1, scores.max(-1), scores[..., END])
+        finished = jnp.where(t == length - 1, scores.max(-1), scores[..., END])
         last_token = jnp.where(t == length - 1, scores.argmax(-1), END)
-        whole = whole / (t + 1) ** exponent
-        k = whole.argmax(1)
-        better = whole[rows[:, 0], k] > best
+        finished = finished / (t + 1) ** exponent
+        k = finished.argmax(1)
+        better = finished[rows[:, 0], k] > best
         sentence = tokens[rows[:, 0], k].at[:, t].set(last_token[rows[:, 0], k])
-        won, best = jnp.where(better[:, None], sentence, won), jnp.where(better, whole[rows[:, 0], k], best)
+        winner, best = jnp.where(better[:, None], sentence, winner), jnp.where(better, finished[rows[:, 0], k], best)
         scores = scores.at[..., END].set(-jnp.inf).reshape(B, -1)
         prefixes, chosen = jax.lax.top_k(scores, K)
         parent, token = jnp.divmod(chosen, logits.shape[-1])
         state = State(*(x.reshape(B, K, -1)[rows, parent].reshape(B * K, -1) for x in state))
         tokens = tokens[rows, parent].at[:, :, t].set(token)
-        return t + 1, state, prefixes, (tokens, won), best
+        return t + 1, state, prefixes, (tokens, winner), best
 
     prefixes = jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf) * jnp.ones((B, 1))
     tokens = jnp.full((B, K, length), PAD, jnp.int32)

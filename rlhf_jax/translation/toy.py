@@ -1,4 +1,4 @@
-"""A phrase grammar of our own in three languages, so that every command runs without any data.
+"""Embedded phrase grammar in three languages, with which every command runs without data.
 
 A caption is a person, perhaps their clothes, what they do, and where. French adjectives and German articles agree with the
 person because they are part of one phrase.

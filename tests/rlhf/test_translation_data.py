@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -89,23 +90,23 @@ def test_toy_captions_are_distinct_and_parallel():
 
 
 def test_halves_divide_the_training_text(folder):
-    found = corpus.open_corpus(options(folder))
+    dataset = corpus.open_corpus(options(folder))
     read = {lang: set(data.tokenise(lang, [row[i] for row in ROWS[:60]])) for i, lang in enumerate(data.LANGUAGES)}
-    a = {lang: found.vocabulary[lang].decode(ids) for lang, ids in zip(("fr", "en"), found.sender, strict=True)}
-    b = {lang: found.vocabulary[lang].decode(ids) for lang, ids in zip(("fr", "de"), found.game, strict=True)}
+    a = {lang: dataset.vocabulary[lang].decode(ids) for lang, ids in zip(("fr", "en"), dataset.sender, strict=True)}
+    b = {lang: dataset.vocabulary[lang].decode(ids) for lang, ids in zip(("fr", "de"), dataset.game, strict=True)}
     assert len(a["fr"]) == len(b["fr"]) == 30 and {*a["fr"], *b["fr"]} == read["fr"]
     lines = {fr: (en, de) for en, fr, de in zip(*data.load(str(folder))["train"].values(), strict=True)}
     assert all(lines[fr][0] == en for fr, en in zip(a["fr"], a["en"], strict=True))
     assert all(lines[fr][1] == de for fr, de in zip(b["fr"], b["de"], strict=True))
-    assert found.vocabulary["en"].decode(found.captions) == a["en"]
+    assert dataset.vocabulary["en"].decode(dataset.captions) == a["en"]
     other = corpus.open_corpus(options(folder, seed=1))
     assert set(other.vocabulary["fr"].decode(other.game.source)) != set(b["fr"])
-    assert other.fingerprint != found.fingerprint == corpus.open_corpus(options(folder, length=39)).fingerprint
+    assert other.fingerprint != dataset.fingerprint == corpus.open_corpus(options(folder, length=39)).fingerprint
 
 
 def test_a_language_has_its_own_subwords(folder):
-    found = corpus.open_corpus(options(folder))
-    english, german = found.vocabulary["en"], found.vocabulary["de"]
+    dataset = corpus.open_corpus(options(folder))
+    english, german = dataset.vocabulary["en"], dataset.vocabulary["de"]
     assert english.subwords[:4] == german.subwords[:4] == corpus.SPECIAL
     assert any("ß" in s for s in german.subwords) and not any("ß" in s for s in english.subwords)
     assert [len(set(v.subwords)) for v in (english, german)] == [english.size, german.size]
@@ -135,14 +136,14 @@ def test_long_sentences_are_left_out_of_training_and_cut_when_held_out(folder):
 def test_pairs_from_other_files(folder):
     fr_en = write(folder / "fr_en.tsv", [("Un chat dort.", "A cat sleeps."), ("Oui.", "Yes.")], head="fr\ten")
     en_de = write(folder / "en_de.tsv", [("A zebra.", "Ein Zebra.")], head="en\tde")
-    found = corpus.open_corpus(options(folder, share=0.0, fr_en=str(fr_en), en_de=str(en_de)))
-    assert found.vocabulary["en"].decode(found.sender.target) == ["a cat sleeps .", "yes ."]
-    assert found.vocabulary["de"].decode(found.receiver.target) == ["ein zebra ."]
-    assert len(found.game.source) == len(found.captions) == 60
-    source = corpus.SupervisedSource(found)
-    batch = source.batch(np.array([0, 3, 59]), np.zeros((3, 0)))
+    dataset = corpus.open_corpus(options(folder, share=0.0, fr_en=str(fr_en), en_de=str(en_de)))
+    assert dataset.vocabulary["en"].decode(dataset.sender.target) == ["a cat sleeps .", "yes ."]
+    assert dataset.vocabulary["de"].decode(dataset.receiver.target) == ["ein zebra ."]
+    assert len(dataset.game.source) == len(dataset.captions) == 60
+    source = corpus.SupervisedSource(dataset)
+    batch = source.batch(np.array([0, 3, 59]), np.zeros(3, np.uint64))
     assert len(source) == 60 and batch["receiver"].target.shape == batch["sender"].source.shape == (3, 40)
-    np.testing.assert_array_equal(batch["sender"].source[1], found.sender.source[1])
+    np.testing.assert_array_equal(batch["sender"].source[1], dataset.sender.source[1])
 
 
 @pytest.mark.parametrize(
@@ -154,18 +155,30 @@ def test_options_that_cannot_be(folder, values, message):
         corpus.open_corpus(options(folder, **values))
 
 
-def test_game_batches_hold_part_b_and_supervised_pairs(folder):
-    found = corpus.open_corpus(options(folder))
-    assert set(corpus.GameSource(found).batch(np.arange(2), np.zeros((2, 0)))) == {"game"}
-    source = corpus.GameSource(found, ("sender", "receiver"))
-    batch = source.batch(np.array([4, 2]), np.array([[0.0, 0.5], [0.999, 0.0]]))
-    np.testing.assert_array_equal(batch["game"].target, found.game.target[[4, 2]])
-    np.testing.assert_array_equal(batch["sender"].target, found.sender.target[[0, 29]])
-    np.testing.assert_array_equal(batch["receiver"].source, found.receiver.source[[15, 0]])
+def test_game_batches_hold_part_b_and_supervised_pairs(folder, monkeypatch):
+    dataset = corpus.open_corpus(options(folder))
+    assert set(corpus.GameSource(dataset).batch(np.arange(2), np.zeros(2, np.uint64))) == {"game"}
+    source = corpus.GameSource(dataset, ("sender", "receiver"))
+    monkeypatch.setattr(corpus, "uniforms", lambda seeds, k: np.array([[0.0, 0.5], [0.999, 0.0]]))
+    batch = source.batch(np.array([4, 2]), np.zeros(2, np.uint64))
+    np.testing.assert_array_equal(batch["game"].target, dataset.game.target[[4, 2]])
+    np.testing.assert_array_equal(batch["sender"].target, dataset.sender.target[[0, 29]])
+    np.testing.assert_array_equal(batch["receiver"].source, dataset.receiver.source[[15, 0]])
+
+
+def test_saved_subwords_are_those_that_were_made(folder):
+    made = corpus.open_corpus(options(folder))
+    read = corpus.open_corpus(options(folder), made.subwords)
+    assert read.fingerprint == made.fingerprint and read.subwords == made.subwords
+    for lang in data.LANGUAGES:
+        assert read.vocabulary[lang].subwords == made.vocabulary[lang].subwords
+    jax.tree.map(np.testing.assert_array_equal, read.game, made.game)
+    with pytest.raises(UserError, match=r"config\.data\.bpe is 77, but the run's subwords were made with"):
+        corpus.open_corpus(options(folder, bpe=77), made.subwords)
 
 
 def test_subwords_are_the_same_in_every_process(folder):
-    """A resumed run, and the game after its pretraining, learn the vocabulary anew."""
+    """Each process of a run makes its subwords by itself."""
     script = f"""
 from ml_collections import ConfigDict
 from rlhf_jax.translation.corpus import open_corpus

@@ -1,6 +1,8 @@
 """The game as a method: phases of iterated learning, resets, warm starts, evaluations, mistakes."""
 
 import functools
+import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,8 +14,10 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.translation import corpus, evaluate, game, losses, nets, pretrain, search
 from training import config as configs
+from training import population
 from training.errors import UserError
 from training.method import TrainState
+from training.runs import Run
 from training.sharding import make_mesh
 from training.testing import toy_config, train
 
@@ -29,19 +33,19 @@ def words():
     return corpus.open_corpus(load("tiny_game").data)
 
 
-def noise_state(method, stream, seed):
+def noise_state(method, seed):
     """A state of random numbers: its initialisation need not be compiled."""
     rng = np.random.default_rng(seed)
 
     def fill(x):
         return rng.normal(0, 0.3, x.shape).astype(x.dtype) if x.dtype == np.float32 else np.zeros(x.shape, x.dtype)
 
-    return jax.tree.map(fill, jax.eval_shape(lambda: method.init(jnp.uint32(0), stream.spec)))
+    return jax.tree.map(fill, jax.eval_shape(lambda: method.init(jnp.uint32(0))))
 
 
 def tree(sender, receiver=0.0, value=None):
-    found = {"sender": {"w": jnp.float32(sender)}, "receiver": {"w": jnp.float32(receiver)}}
-    return found if value is None else {**found, "value": {"w": jnp.float32(value)}}
+    agents = {"sender": {"w": jnp.float32(sender)}, "receiver": {"w": jnp.float32(receiver)}}
+    return agents if value is None else {**agents, "value": {"w": jnp.float32(value)}}
 
 
 def number(params, name="sender"):
@@ -110,10 +114,11 @@ def test_resets(mode, after, reset_opt):
 
 
 def test_elastic_reset_happens_in_a_run():
-    """Of real agents: the average goes back to the start and the agents to the average; the baseline and Adam go on."""
+    """With real agents the average goes back to the start and the agents to the average; the baseline and Adam go on."""
     config = load("tiny_elastic", elastic__every=2, elastic__decay=0.75)
-    method, stream = game.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
-    state = jax.jit(lambda: method.init(jnp.uint32(0), stream.spec))()
+    method = build(game, config)
+    stream = method.stream(())
+    state = jax.jit(lambda: method.init(jnp.uint32(0)))()
     step, states = jax.jit(method.step), []
     for _ in range(2):
         state, metrics = step(state, stream.next(state), ())
@@ -138,9 +143,12 @@ def pretrained(tmp_path_factory):
 
 
 def start_game(variant, source, **values):
-    config = load(variant, init_from=source, **values)
-    method, stream = game.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
-    return method.warm(jax.tree.map(jnp.asarray, noise_state(method, stream, 0)))
+    method = build(game, load(variant, sources__init=source, **values))
+    return method.warm(jax.tree.map(jnp.asarray, noise_state(method, 0)), ())
+
+
+def build(module, config):
+    return module.make(population.measured(config), make_mesh(1, 1, 1, jax.devices()[:1]))
 
 
 def test_game_starts_from_the_pretrained_models(pretrained):
@@ -157,7 +165,7 @@ def test_game_starts_from_the_pretrained_models(pretrained):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data__bpe": 150}, "was trained on other data; config.data"),
+        ({"data__bpe": 150}, r"config\.data\.bpe is 150, but the run's subwords were made with 200"),
         ({"data__seed": 1}, "was trained on other data; config.data"),
         ({"net__embed": 4}, "lm/embed is .* there and .* here; use its config.net"),
     ],
@@ -167,9 +175,46 @@ def test_unfitting_pretraining(pretrained, values, message):
         start_game("tiny_game", pretrained[0], **values)
 
 
+def test_game_speaks_the_subwords_of_its_source(pretrained, tmp_path, monkeypatch, caplog):
+    """They are read from the source, not made anew, and saved in turn; a run of an earlier version saved none."""
+    source, config = pretrained[0], load("tiny_game", sources__init=pretrained[0])
+    corpus._open.cache_clear()  # or the corpus that pretraining made would do
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "train_bpe", lambda texts, size: 1 / 0)
+        subwords = build(game, config).files()[corpus.SUBWORDS]
+    assert subwords == Run(source).file(corpus.SUBWORDS) and "saved no subwords" not in caplog.text
+    shutil.copytree(source, tmp_path / "old")
+    shutil.rmtree(tmp_path / "old" / "files")
+    start_game("tiny_game", tmp_path / "old")
+    assert "old has saved no subwords" in caplog.text
+
+
+def test_vocabularies_have_the_sizes_of_the_config(pretrained):
+    sizes = {lang: vocabulary.size for lang, vocabulary in words().vocabulary.items()}
+    assert population.measured(load("tiny_pretrain")).data.vocabulary.to_dict() == sizes
+    with pytest.raises(UserError, match=rf"data.vocabulary.en is 5, but the data have {sizes['en']}"):
+        build(game, load("tiny_game", data__vocabulary__en=5, sources__init=pretrained[0]))
+
+
+def test_a_plan_without_data_has_the_sizes_of_multi30k():
+    for variant, bpe in (("game", 25_000), ("small_kl", 3000)):
+        method = game.make(load(variant), make_mesh(1, 1, 1, jax.devices()[:1]))
+        params = jax.eval_shape(method.init, jnp.uint32(0)).params
+        biases = params["sender"]["decoder"]["out"]["bias"], params["receiver"]["decoder"]["out"]["bias"]
+        assert [x.shape[0] for x in biases] == [pretrain.PUBLISHED[bpe][lang] for lang in ("en", "de")]
+
+
+@pytest.mark.long
+def test_published_sizes_are_those_of_multi30k():
+    if not os.environ.get("QUINTET_DATA"):
+        pytest.skip("QUINTET_DATA is not set: multi30k")
+    sizes = pretrain.sizes(load("small_pretrain"))
+    assert sizes == {f"data.vocabulary.{lang}": size for lang, size in pretrain.PUBLISHED[3000].items()}
+
+
 def test_init_from_another_kind_of_run(tmp_path):
     train(toy_config(steps=1), tmp_path)
-    with pytest.raises(UserError, match=r"is no run of rlhf_jax\.translation\.pretrain"):
+    with pytest.raises(UserError, match=r"is a run of training.testing, not of rlhf_jax\.translation\.pretrain"):
         start_game("tiny_game", str(tmp_path))
 
 
@@ -192,9 +237,9 @@ def test_configs_that_cannot_work(variant, values, message):
 
 def test_real_data_need_pretrained_agents(tmp_path):
     with pytest.raises(UserError, match="needs pretrained agents"):
-        game.make(load("tiny_game", data__dir=tmp_path), make_mesh(1, 1, 1, jax.devices()[:1]))
-    with pytest.raises(UserError, match="drop init_from"):
-        pretrain.make(load("tiny_pretrain", init_from=tmp_path), make_mesh(1, 1, 1, jax.devices()[:1]))
+        build(game, load("tiny_game", data__dir=tmp_path))
+    with pytest.raises(UserError, match=r"drop sources\.init"):
+        build(pretrain, load("tiny_pretrain", sources__init=tmp_path))
 
 
 # Evaluation
@@ -212,16 +257,15 @@ def test_chunks_keep_every_row_once():
     run = evaluate.in_chunks(lambda fixed, x: {"y": fixed * x, "n": (x.sum(1),)}, 4)
     x = np.arange(22.0).reshape(11, 2)
     with jax.set_mesh(make_mesh(1, 1, 1, jax.devices()[:1])):
-        found = run(jnp.float32(2), x)
-    np.testing.assert_array_equal(found["y"], 2 * x)
-    np.testing.assert_array_equal(found["n"][0], x.sum(1))
+        outputs = run(jnp.float32(2), x)
+    np.testing.assert_array_equal(outputs["y"], 2 * x)
+    np.testing.assert_array_equal(outputs["n"][0], x.sum(1))
 
 
 def test_game_scores_equal_those_computed_directly():
-    """And BLEU is 100 where the references are the pair's own words: German with German, English with English."""
+    """Numbers equal those computed directly; BLEU is 100 if the references are the pair's own words."""
     config = load("tiny_game", eval__sentences=5, eval__batch=4, message__longest=12, eval__samples=2)
-    method, stream = game.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
-    state = noise_state(method, stream, 0)
+    state = noise_state(build(game, config), 0)
     held = evaluate.first(words().held["val"], 5)
     fr, en = held.ids["fr"], held.ids["en"]
 
@@ -241,7 +285,7 @@ def test_game_scores_equal_those_computed_directly():
     changed = words()._replace(held={"val": mine})
     with jax.set_mesh(make_mesh(1, 1, 1, jax.devices()[:1])):
         run = evaluate.game_eval(config, changed, "val", 1)
-        scores, same = run(state, 0), run(state.replace(params={**state.params, **state.extra["start"]}), 0)
+        scores, same = run(state, (), 0), run(state.replace(params={**state.params, **state.extra["start"]}), (), 0)
     np.testing.assert_allclose([scores["nll_lm"], scores["nll_en"], scores["length"]], [lm, human, length], rtol=1e-4)
     assert scores["bleu_de"] > 99.9 and scores["bleu_en"] > 99.9 and same["bleu_de"] < 50 and same["bleu_en"] < 50
     assert scores["kl"] > 1e-3 and abs(same["kl"]) < 1e-5

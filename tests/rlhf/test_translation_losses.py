@@ -65,10 +65,10 @@ def test_policy_gradient_is_advantage_times_score():
 
 def test_returns_subtract_the_penalties_still_to_come():
     penalty = np.float32([[1, 2, 4, 100], [3, 100, 100, 100], [1, 1, 1, 1]])
-    found = np.asarray(losses.returns(np.float32([10, 20, 0]), penalty, MASK))
-    np.testing.assert_allclose(found[0, :3], [3, 4, 6])
-    np.testing.assert_allclose(found[1, :1], [17])
-    np.testing.assert_allclose(found[2], [-4, -3, -2, -1])
+    goals = np.asarray(losses.returns(np.float32([10, 20, 0]), penalty, MASK))
+    np.testing.assert_allclose(goals[0, :3], [3, 4, 6])
+    np.testing.assert_allclose(goals[1, :1], [17])
+    np.testing.assert_allclose(goals[2], [-4, -3, -2, -1])
 
 
 def test_divergence_and_cross_entropy():
@@ -80,8 +80,8 @@ def test_divergence_and_cross_entropy():
 
 
 def test_normalised_rewards():
-    found = np.asarray(losses.normalise(np.float32([1, 2, 3, 6])))
-    np.testing.assert_allclose(found, (np.array([1, 2, 3, 6]) - 3) / np.sqrt(3.5), rtol=1e-5)
+    rewards = np.asarray(losses.normalise(np.float32([1, 2, 3, 6])))
+    np.testing.assert_allclose(rewards, (np.array([1, 2, 3, 6]) - 3) / np.sqrt(3.5), rtol=1e-5)
 
 
 # The objective
@@ -162,9 +162,9 @@ def test_supervised_terms_are_added(plain):
     en = np.array([[5, 4, END], [5, END, PAD]], np.int32)
     batch = {"game": (FR, DE), "sender": (FR, en), "receiver": (en, DE)}
     total, m, _, _ = play(batch, supervised__sender=2.0, supervised__receiver=1.0)
-    own = 2 * jax.jit(translation_loss)(PARAMS["sender"], FR, en) + jax.jit(translation_loss)(PARAMS["receiver"], en, DE)
-    np.testing.assert_allclose(m["supervised"], own, rtol=1e-5)
-    np.testing.assert_allclose(total, plain[0] + own, rtol=1e-5)
+    supervised = 2 * jax.jit(translation_loss)(PARAMS["sender"], FR, en) + jax.jit(translation_loss)(PARAMS["receiver"], en, DE)
+    np.testing.assert_allclose(m["supervised"], supervised, rtol=1e-5)
+    np.testing.assert_allclose(total, plain[0] + supervised, rtol=1e-5)
 
 
 def test_students_learn_the_teachers_greedy_english():

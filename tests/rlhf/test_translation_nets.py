@@ -93,7 +93,7 @@ def test_pad_and_start_are_never_chosen_nor_an_early_end(agent):
 
 
 def test_padding_changes_nothing(agent):
-    """Longer padding of the source, other ids behind the target's end."""
+    """Longer padding of the source and other ids behind the target's end do not matter."""
     changed = np.where(TARGET == PAD, 5, TARGET)
     wide = force(agent, np.pad(SOURCE, ((0, 0), (0, 3))), changed)
     np.testing.assert_allclose(force(agent, SOURCE, TARGET).feeds, wide.feeds, atol=1e-6)

@@ -49,7 +49,7 @@ def score(agent, memory, tokens, shortest):
 
 
 def log_probs(agent, memory, rows, length, shortest=1):
-    """log p of each row of tokens, for the first source of `memory`; computed 128 rows at a time."""
+    """Log p of each row of tokens, for the first source of `memory`; computed 128 rows at a time."""
     tokens = np.full((-(-len(rows) // 128) * 128, length), PAD, np.int32)
     for line, row in zip(tokens, rows, strict=False):
         line[: len(row)] = row
@@ -69,8 +69,8 @@ def strip(row):
 @pytest.mark.parametrize(("shortest", "exponent"), [(1, 0.6), (3, 1.5)])
 def test_wide_beam_finds_the_best_of_all_sentences(agent, memory, shortest, exponent):
     rows = list(sentences(4, shortest))
-    found = jax.jit(functools.partial(search.beam, beams=27, length=4, exponent=exponent, shortest=shortest))(agent, memory)
-    for i, row in enumerate(found):
+    best = jax.jit(functools.partial(search.beam, beams=27, length=4, exponent=exponent, shortest=shortest))(agent, memory)
+    for i, row in enumerate(best):
         scores = log_probs(agent, one(memory, i), rows, 4, shortest) / np.array([len(row) for row in rows]) ** exponent
         assert strip(row) == rows[scores.argmax()]
 
@@ -91,17 +91,17 @@ def narrow_beam(score, beams, length, exponent):
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_narrow_beam_equals_lists(agent, memory, beams):
-    found = jax.jit(functools.partial(search.beam, beams=beams, length=5, exponent=0.6))(agent, memory)
-    for i, row in enumerate(found):
+    sentences = jax.jit(functools.partial(search.beam, beams=beams, length=5, exponent=0.6))(agent, memory)
+    for i, row in enumerate(sentences):
         source = one(memory, i)
         assert strip(row) == narrow_beam(lambda rows, s=source: log_probs(agent, s, rows, 5), beams, 5, 0.6)
 
 
 def test_greedy_takes_the_likeliest_token(agent, memory):
-    found = np.asarray(jax.jit(functools.partial(search.greedy, length=5, shortest=3))(agent, memory))
-    logits = np.asarray(score(agent, memory, found, 3)[0])
-    np.testing.assert_array_equal(np.where(found != PAD, logits.argmax(-1), PAD), found)
-    for row in found.tolist():
+    sentences = np.asarray(jax.jit(functools.partial(search.greedy, length=5, shortest=3))(agent, memory))
+    logits = np.asarray(score(agent, memory, sentences, 3)[0])
+    np.testing.assert_array_equal(np.where(sentences != PAD, logits.argmax(-1), PAD), sentences)
+    for row in sentences.tolist():
         assert PAD not in row[:3] and END not in row[:2]
         end = row.index(END) if END in row else 4
         assert all(token == PAD for token in row[end + 1 :])
@@ -112,9 +112,9 @@ def test_samples_have_the_probabilities_of_the_decoder(agent, memory):
     expected = np.exp(log_probs(agent, memory, rows, 3, 2))
     np.testing.assert_allclose(expected.sum(), 1, atol=1e-5)
     many = jax.tree.map(lambda x: np.repeat(np.asarray(x[:1]), 20_000, 0), memory)
-    found = jax.jit(functools.partial(search.sample, length=3, shortest=2))(agent, many, jax.random.key(1))
+    samples = jax.jit(functools.partial(search.sample, length=3, shortest=2))(agent, many, jax.random.key(1))
     counts = dict.fromkeys(rows, 0)
-    for row in np.asarray(found):
+    for row in np.asarray(samples):
         counts[strip(row)] += 1  # a sentence that breaks the limits is a KeyError
     np.testing.assert_allclose(np.array(list(counts.values())) / 20_000, expected, atol=0.012)
 

@@ -7,7 +7,7 @@ need pretrain rlhf/translation.py:small_pretrain
 for arms in "frozen reinforce kl s2p elastic" "multitask sil gumbel"; do
   for seed in 0 1 2; do
     for arm in $arms; do
-      train "game/$arm/$seed" "rlhf/translation.py:small_$arm" --config.seed="$seed" --config.init_from="$runs/pretrain"
+      train "game/$arm/$seed" "rlhf/translation.py:small_$arm" --config.seed="$seed" --config.sources.init="$runs/pretrain"
     done
   done
 done
