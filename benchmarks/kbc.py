@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,10 @@ from ml_collections import ConfigDict
 
 from configs.kbc.complete import get_config
 from kbc_jax import complete
-from kbc_jax.facts import embeddings, novelty
-from kbc_jax.facts.data import RELATIONS, Lexicon, Split, Triples, find_directory, phrase_means
-from kbc_jax.facts.source import Knowledge, open_knowledge
-from training import files, runtime
+from kbc_jax.facts import novelty
+from kbc_jax.facts.data import FILES, RELATIONS, find_directory, phrase_means
+from kbc_jax.facts.source import open_knowledge
+from training import files, population, runtime
 from training.cli import guarded
 from training.sharding import make_mesh, replicated
 
@@ -42,19 +43,17 @@ YARDSTICK = 2048
 Run = Callable[[], float]  # one round -> seconds, or positives a second
 
 
-def synthetic(seed: int = 0) -> Knowledge:
-    """Random triples in the numbers of ConceptNet-100k: phrases of one to four words, half of dev and test true."""
+def write_synthetic(folder: Path, seed: int = 0) -> None:
+    """Write random triples in the numbers of ConceptNet-100k: phrases of one to four words, half of dev and test true."""
     rng = np.random.default_rng(seed)
     words = np.array([f"w{i}" for i in range(WORDS)])
     phrases = np.array([" ".join(rng.choice(words, rng.integers(1, 5))) for _ in range(PHRASES)])
     relations = np.array(list(RELATIONS))
 
-    def triples(n: int, half: bool) -> Triples:
+    for part, n in {"train": TRAIN, "dev1": DEV, "dev2": DEV, "test": TEST}.items():
+        labels = [""] * n if part == "train" else ["\t1"] * (n // 2) + ["\t0"] * (n - n // 2)
         columns = rng.choice(relations, n), rng.choice(phrases, n), rng.choice(phrases, n)
-        return Triples(*(tuple(column.tolist()) for column in columns), np.arange(n) < (n // 2 if half else n))
-
-    split = Split(triples(TRAIN, False), triples(DEV, True), triples(DEV, True), triples(TEST, True))
-    return Knowledge({"official": split}, Lexicon.build(*split))
+        files.write(folder / FILES[part], ["\t".join(row) + label for *row, label in zip(*columns, labels, strict=True)])
 
 
 def yardstick() -> Run:
@@ -63,15 +62,25 @@ def yardstick() -> Run:
     return _seconds(lambda: a @ a)
 
 
-def epochs(knowledge: Knowledge, mode: str, updates: int) -> Run:
-    """Positives a second of one `Method.step` of `updates` updates, with 'lazy' or 'dense' L2."""
+def factorized(directory: str) -> ConfigDict:
+    """The config of Factorized on the official split in `directory`, with random word vectors."""
     config = get_config("factorized")
     with config.unlocked():
-        config.update({"updates": updates, "words": {"kind": "random"}, "l2": {"mode": mode}})
+        config.data.update({"splits": ("official",), "dir": directory})
+        config.words.kind = "random"
+    return config
+
+
+def epochs(config: ConfigDict, mode: str, updates: int) -> Run:
+    """Positives a second of one `Method.step` of `updates` updates, with 'lazy' or 'dense' L2."""
+    config, knowledge = population.measured(config), open_knowledge(config.data)
+    with config.unlocked():
+        config.updates, config.l2.mode = updates, mode
     everywhere = replicated(mesh := make_mesh(1, 1, 1))
-    method = complete.make_method(config, knowledge, mesh)
-    state = jax.device_put(method.warm(jax.jit(lambda: method.init(jnp.uint32(0), None))()), everywhere)
-    step, consts = jax.jit(method.step, donate_argnums=0, out_shardings=everywhere), method.consts()
+    method = complete.make(config, mesh)
+    consts = method.consts()
+    state = jax.device_put(method.warm(jax.jit(method.init)(jnp.uint32(0)), consts), everywhere)
+    step = jax.jit(method.step, donate_argnums=0, out_shardings=everywhere)
     ids, rng = knowledge.lexicon.ids(knowledge.train), np.random.default_rng(0)
 
     def epoch() -> None:
@@ -84,7 +93,7 @@ def epochs(knowledge: Knowledge, mode: str, updates: int) -> Run:
     return _rate(epoch, updates * config.batch)
 
 
-def torch_updates(knowledge: Knowledge, updates: int) -> Run | None:
+def torch_updates(config: ConfigDict, updates: int) -> Run | None:
     """Positives a second of naive PyTorch, or None without it."""
     try:
         import torch
@@ -95,27 +104,27 @@ def torch_updates(knowledge: Knowledge, updates: int) -> Run | None:
             raise
         return None
     torch.set_num_threads(_cores())
-    config, lexicon = get_config("factorized"), knowledge.lexicon
-    vectors = embeddings.word_vectors("random", lexicon, knowledge.train)
+    knowledge = open_knowledge(config.data)
+    lexicon, vectors = knowledge.lexicon, complete.word_vectors(config)
     model = kbc_torch.Factorized(len(RELATIONS), vectors.shape[1], config.net.hidden)
     net = kbc_torch.Completion(model, torch.from_numpy(vectors), bn=True)
     optimiser = kbc_torch.adagrad(net, config.optim.lr)
     ids, phrases = (torch.from_numpy(x.astype(np.int64)) for x in (lexicon.ids(knowledge.train), lexicon.phrase_words))
 
-    def some(n: int) -> None:
+    def train(n: int) -> None:
         for _ in range(n):
             triples = ids[torch.randint(len(ids), (config.batch,))]
             kbc_torch.update(net, optimiser, phrases, triples, torch.randint(config.batch, (config.batch, 3)))
 
-    some(2)  # first calls allocate
-    return _rate(lambda: some(updates), updates * config.batch)
+    train(2)  # first calls allocate
+    return _rate(lambda: train(updates), updates * config.batch)
 
 
-def novelty_search(knowledge: Knowledge, queries: int) -> Run:
+def novelty_search(config: ConfigDict, queries: int) -> Run:
     """Seconds to find the nearest training triple of `queries` triples."""
+    knowledge = open_knowledge(config.data)
     lexicon, split = knowledge.lexicon, knowledge.splits["official"]
-    vectors = embeddings.word_vectors("random", lexicon, split.train)
-    phrases = phrase_means(vectors, lexicon.phrase_words)
+    phrases = phrase_means(complete.word_vectors(config), lexicon.phrase_words)
     pairs, known = (lexicon.ids(part)[:, [0, 2]] for part in (split.test, split.train))
     pairs = np.resize(pairs, (queries, 2))
     novelty.nearest(phrases, pairs[:1], known)  # compiles
@@ -124,15 +133,15 @@ def novelty_search(knowledge: Knowledge, queries: int) -> Run:
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """What each run returned in each round; they take turns, so that a busy moment hits all of them."""
-    found = {name: [] for name in runs}
+    results = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            found[name].append(run())
-    return found
+            results[name].append(run())
+    return results
 
 
 def publish(result: dict, table: str, path: Path | None) -> None:
-    """Prints the table and the result as a line of JSON, which also goes to `path`."""
+    """Print the table and the result as a line of JSON, which also goes to `path`."""
     line = json.dumps(result)
     print(table)
     print(line)
@@ -140,11 +149,11 @@ def publish(result: dict, table: str, path: Path | None) -> None:
         files.write(path, [line])
 
 
-def ratios(found: dict[str, list[float]]) -> dict[str, float]:
+def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
     """Medians over the rounds of our rate by PyTorch's, whose L2 is dense."""
-    if "torch" not in found:
+    if "torch" not in rates:
         return {}
-    pairs = {mode: zip(found[mode], found["torch"], strict=True) for mode in ("dense", "lazy")}
+    pairs = {mode: zip(rates[mode], rates["torch"], strict=True) for mode in ("dense", "lazy")}
     return {mode: statistics.median(ours / theirs for ours, theirs in pair) for mode, pair in pairs.items()}
 
 
@@ -175,28 +184,26 @@ def main(argv: list[str]) -> None:
     if args.json:
         files.check_place(args.json)
     runtime.setup()
-    real = find_directory(args.data)
-    data = ConfigDict({"splits": ("official",), "dir": args.data, "seed": 0, "width": 8})
-    knowledge = open_knowledge(data) if real else synthetic()
-    runs = {
-        "yardstick": yardstick(),
-        "dense": epochs(knowledge, "dense", args.epoch_updates),
-        "lazy": epochs(knowledge, "lazy", args.epoch_updates),
-        "torch": torch_updates(knowledge, args.torch_updates),
-        "novelty": novelty_search(knowledge, args.queries),
-    }
-    found = measure({name: run for name, run in runs.items() if run is not None}, args.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        if not (real := find_directory(args.data)):
+            write_synthetic(Path(folder))
+        config = factorized(args.data if real else folder)
+        runs = {
+            "yardstick": yardstick(),
+            "dense": epochs(config, "dense", args.epoch_updates),
+            "lazy": epochs(config, "lazy", args.epoch_updates),
+            "torch": torch_updates(config, args.torch_updates),
+            "novelty": novelty_search(config, args.queries),
+        }
+        measures = measure({name: run for name, run in runs.items() if run is not None}, args.rounds)
+        triples = open_knowledge(config.data).train.size
     result = {
         "benchmark": "kbc", "data": "ConceptNet-100k" if real else "synthetic", "cores": _cores(), "rounds": args.rounds,
         "epoch_updates": args.epoch_updates, "torch_updates": args.torch_updates, "queries": args.queries,
-        "training_triples": knowledge.train.size, "median": {name: statistics.median(x) for name, x in found.items()},
-        "ratio": ratios(found), "all": found, **runtime.describe(),
+        "training_triples": triples, "median": {name: statistics.median(x) for name, x in measures.items()},
+        "ratio": ratios(measures), "all": measures, **runtime.describe(),
     }  # fmt: skip
-    line = json.dumps(result)
-    print(table(result))
-    print(line)
-    if args.json:
-        files.write(args.json, [line])
+    publish(result, table(result), args.json)
 
 
 def _seconds(work: Callable[[], object]) -> Run:

@@ -1,5 +1,7 @@
-"""The scorers as a plain port has them: eager PyTorch, and every one of a minibatch's 4B rows looked up, averaged, mapped and
-scored by itself. The oracle of tests/parity, and the other side of benchmarks/kbc.py.
+"""The scorers as a plain port has them, in eager PyTorch.
+
+Every one of a minibatch's 4B rows is looked up, averaged, mapped and scored by itself. The oracle of tests/parity, and the
+other side of benchmarks/kbc.py.
 
 Gradients, L2 and Adagrad are dense, as in the authors' Keras code. Rows are the B positives, then those with another relation,
 another head and another tail.
@@ -117,7 +119,12 @@ def corrupt(triples: torch.Tensor, swaps: torch.Tensor) -> torch.Tensor:
 def loss(
     net: Completion, phrases: torch.Tensor, triples: torch.Tensor, swaps: torch.Tensor, *, scale: float = 1.0, l2: float = 1e-6
 ) -> torch.Tensor:
-    """scale * mean cross-entropy of the 4B rows + L2. phrases int [P, W]: the words of each; triples, swaps int [B, 3]."""
+    """The loss, scale * mean cross-entropy of the 4B rows + L2.
+
+    Args:
+      phrases: int [P, W], the words of each.
+      triples, swaps: int [B, 3].
+    """
     heads, r, tails = corrupt(triples, swaps).T
     probabilities = torch.sigmoid(net(phrases[heads], r, phrases[tails])).clamp(1e-7, 1 - 1e-7)
     truth = (torch.arange(len(r)) < len(triples)).to(probabilities.dtype)

@@ -1,4 +1,4 @@
-"""Link prediction of trained runs: which of all phrases completes (head, relation, ?) and (?, relation, tail).
+"""Link prediction of trained runs: ranks of the phrases that complete (head, relation, ?) and (?, relation, tail).
 
     python -m kbc_jax.link RUNS --out results/kbc [--arms factorized dnn] [--seeds 3] [--limit 300]
 
@@ -19,7 +19,7 @@ import numpy as np
 from kbc_jax.facts.data import Lexicon, Triples, load_graph
 from kbc_jax.scoring import scorer
 from kbc_jax.scoring.ranking import link_prediction
-from kbc_jax.study import finished, over_seeds
+from kbc_jax.study import find_arms, over_seeds
 from kbc_jax.tables import pages
 from training import files
 from training.cli import guarded
@@ -30,11 +30,14 @@ KEYS = ("mrr", "hits@1", "hits@3", "hits@10")
 
 
 def rank_arm(arm: str, workdirs: Sequence[Path], data: str, *, seeds: int, limit: int) -> dict:
-    """{measure: {mean, sd, values}} over the seeds of one arm, with `head`, `tail` and their mean; epochs as chosen on dev2."""
+    """The entry of links.json of one arm: {'test', 'phrases': numbers, 'measures': {'head mrr': {mean, sd, values}, ...}}.
+
+    At most `seeds` runs, at their epochs chosen on dev2; a random `limit` of the test triples, 0 for all.
+    """
     train, valid, test = load_graph("cn82k" if arm.endswith("_cn82k") else "cn100k", data)
     graph = Lexicon.build(train, valid, test)
     known = graph.ids(Triples.concatenate(train, valid, test))
-    asked = graph.ids(test)[np.random.default_rng(0).permutation(test.size)[: limit or None]]
+    questions = graph.ids(test)[np.random.default_rng(0).permutation(test.size)[: limit or None]]
     rows = []
     for trained in map(scorer.load, workdirs):
         words, sentences = trained.lexicon.encode(graph.phrases), trained.sentences(graph.phrases)
@@ -43,25 +46,27 @@ def rank_arm(arm: str, workdirs: Sequence[Path], data: str, *, seeds: int, limit
                 break
             begin = time.perf_counter()
             best = jax.tree.map(lambda x, i=seed: x[i], (trained.params, trained.stats))
-            found = link_prediction(trained.net, *best, words, sentences, asked, known)
-            rows.append({f"{side} {key}": found[side][key] for side in found for key in KEYS})
+            measures = link_prediction(trained.net, *best, words, sentences, questions, known)
+            rows.append({f"{side} {key}": measures[side][key] for side in measures for key in KEYS})
             print(
-                f"{arm} seed {len(rows) - 1}: MRR {found['mean']['mrr']:.4f}, {time.perf_counter() - begin:.0f} s",
+                f"{arm} seed {len(rows) - 1}: MRR {measures['mean']['mrr']:.4f}, {time.perf_counter() - begin:.0f} s",
                 flush=True,
             )
-    return {"test": len(asked), "phrases": len(graph.phrases), "measures": over_seeds(rows)}
+    return {"test": len(questions), "phrases": len(graph.phrases), "measures": over_seeds(rows)}
 
 
-def _ranked_before(path: Path) -> dict:
+def _read_links(path: Path) -> dict:
+    """The ranks of earlier calls; none without a file. Raises UserError for a file of another kind."""
     if not path.exists():
         return {}
     results = files.json_object(path, hint := "mend it, or remove it and rank again")
-    if not all(isinstance(found, dict) and {"test", "measures"} <= found.keys() for found in results.values()):
+    if not all(isinstance(entry, dict) and {"test", "measures"} <= entry.keys() for entry in results.values()):
         raise UserError(f"{path} holds something else than ranks: {hint}")
     return results
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kbc_jax.link", description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -71,15 +76,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", default="", help="folder of the data, else QUINTET_DATA")
     args = parser.parse_args(argv)
     path = files.folder(args.out) / "links.json"
-    results = _ranked_before(path)
-    found = finished(args.runs)
-    arms = args.arms or [arm for arm in found if not arm.endswith("_random")]
-    if missing := [arm for arm in arms if arm not in found]:
-        raise UserError(f"no finished run of {', '.join(missing)} in {args.runs}; there are {', '.join(found)}")
+    results = _read_links(path)
+    workdirs = find_arms(args.runs)
+    arms = args.arms or [arm for arm in workdirs if not arm.endswith("_random")]
+    if missing := [arm for arm in arms if arm not in workdirs]:
+        raise UserError(f"no finished run of {', '.join(missing)} in {args.runs}; there are {', '.join(workdirs)}")
     if leaky := [arm for arm in arms if arm.endswith("_random")]:
         raise UserError(f"{', '.join(leaky)} learnt from test triples of CN-100K: leave arms of the random split out")
     for arm in arms:
-        results[arm] = rank_arm(arm, found[arm], args.data, seeds=args.seeds, limit=args.limit)
+        results[arm] = rank_arm(arm, workdirs[arm], args.data, seeds=args.seeds, limit=args.limit)
         files.write(path, [json.dumps(results, indent=1)])
         pages.save(args.out, "9-links", pages.links(results))
 

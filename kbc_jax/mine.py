@@ -38,20 +38,20 @@ def patterns(args: argparse.Namespace) -> None:
         tagger = tagging.UnigramTagger(tagging.read_masc(args.masc, _lemmas(train)))
     else:
         tagger = tagging.SpacyTagger()
-    found = candidates.learn_patterns(train, tagger, relations=present, top=args.top, max_words=args.max_words)
-    candidates.save_patterns(found, args.out)
-    for relation, sides in found.items():
+    learnt = candidates.learn_patterns(train, tagger, relations=present, top=args.top, max_words=args.max_words)
+    candidates.save_patterns(learnt, args.out)
+    for relation, sides in learnt.items():
         head, tail = (", ".join(" ".join(tags) for tags, _ in side.most_common(3)) for side in sides)
         print(f"{RELATIONS[relation]}: {head} ... / {tail} ...")
 
 
 def extract(args: argparse.Namespace) -> None:
-    """Candidate triples of the texts that ConceptNet does not have, with the number of sentences each is in."""
-    kept, split = candidates.load_patterns(args.patterns), load_split(args.split, args.data)
+    """Extract candidate triples that ConceptNet does not have from texts, with the number of sentences each is in."""
+    learnt, split = candidates.load_patterns(args.patterns), load_split(args.split, args.data)
     known = Triples.concatenate(split.train, *(part.positives() for part in split[1:]))
     counted = candidates.candidates(
-        _tagged(args.text, args.format, known),
-        kept,
+        _tag_texts(args.text, args.format, known),
+        learnt,
         known=known,
         window=args.window,
         minimum=args.minimum,
@@ -65,14 +65,15 @@ def extract(args: argparse.Namespace) -> None:
     print(f"{triples.size} candidates:", ", ".join(f"{RELATIONS[relation]} {n}" for relation, n in by_relation))
 
 
-def _tagged(paths: list[str], form: str, known: Triples) -> Iterator[tuple[tagging.Token, ...]]:
+def _tag_texts(paths: list[str], form: str, known: Triples) -> Iterator[tuple[tagging.Token, ...]]:
+    """Tagged sentences of all texts; `known` triples settle the lemmas of MASC."""
     if form == "masc":
         return itertools.chain.from_iterable(tagging.read_masc(path, _lemmas(known)) for path in paths)
     return tagging.SpacyTagger()(itertools.chain.from_iterable(map(tagging.READERS[form], paths)))
 
 
 def _lemmas(triples: Triples) -> Counter:
-    """How often each word is used in phrases, which are lemmas."""
+    """Counts of the words of all phrases, which are lemmas."""
     return Counter(word for phrase in (*triples.head, *triples.tail) for word in phrase.split())
 
 
@@ -89,8 +90,8 @@ def score(args: argparse.Namespace) -> None:
 
 
 def walk(args: argparse.Namespace) -> None:
-    """A ranking's best triples in each range of novelty, and the mean novelty of its top."""
-    ranked, columns = _scored(args.scored)
+    """Take a ranking's best triples in each range of novelty, and print the mean novelty of its top."""
+    ranked, columns = _read_ranking(args.scored)
     split = load_split(args.split, args.data)
     lexicon = Lexicon.build(split.train, ranked)
     vectors = embeddings.word_vectors("skipgram", lexicon, split.train)
@@ -102,25 +103,26 @@ def walk(args: argparse.Namespace) -> None:
     buckets = selection.bucket_walk(ranked, distance, cuts, per_bucket=args.top)
     print("novelty cuts:", ", ".join(f"{cut:.3f}" for cut in cuts))
     rows = np.concatenate([bucket.rows for bucket in buckets])
-    found = {"novelty": np.concatenate([bucket.novelty for bucket in buckets])}
-    found["bucket"] = np.repeat(np.arange(len(buckets)), [len(bucket.rows) for bucket in buckets])
-    candidates.write_mined(args.out, ranked.take(rows), **{name: values[rows] for name, values in columns.items()}, **found)
+    extra = {"novelty": np.concatenate([bucket.novelty for bucket in buckets])}
+    extra["bucket"] = np.repeat(np.arange(len(buckets)), [len(bucket.rows) for bucket in buckets])
+    candidates.write_mined(args.out, ranked.take(rows), **{name: values[rows] for name, values in columns.items()}, **extra)
     print("triples in each bucket:", ", ".join(str(len(bucket.rows)) for bucket in buckets))
     for count, mean in selection.mean_novelty_of_top(ranked, distance, (100, 1000, 10_000)).items():
         print(f"mean novelty of the best {count}: {mean:.2f}")
 
 
-def _cuts(given: list[str], thirds: Callable[[], Sequence[float]]) -> Sequence[float]:
-    if given == ["thirds"]:
+def _cuts(options: list[str], thirds: Callable[[], Sequence[float]]) -> Sequence[float]:
+    """The values of --cuts; `thirds()` makes those of 'thirds'."""
+    if options == ["thirds"]:
         return thirds()
     try:
-        return [float(cut) for cut in given]
+        return [float(cut) for cut in options]
     except ValueError:
-        raise UserError(f"--cuts takes 'thirds', 'omcs' or rising numbers, not {' '.join(given)!r}") from None
+        raise UserError(f"--cuts takes 'thirds', 'omcs' or rising numbers, not {' '.join(options)!r}") from None
 
 
-def _scored(path: str) -> tuple[Triples, dict[str, np.ndarray]]:
-    """Triples by falling score, with their columns in the same order."""
+def _read_ranking(path: str) -> tuple[Triples, dict[str, np.ndarray]]:
+    """Triples of a file by falling score, and its columns in the same order. Raises UserError without a column score."""
     triples, columns = candidates.read_mined(path)
     if "score" not in columns:
         raise UserError(f"{path} has no column score to rank by; it has {', '.join(columns) or 'no numbers'}")
@@ -129,33 +131,33 @@ def _scored(path: str) -> tuple[Triples, dict[str, np.ndarray]]:
 
 
 def sheet(args: argparse.Namespace) -> None:
-    """A blinded rating sheet of each model's best triples, and its key; of the file of a walk, of each of its buckets."""
+    """Write a blinded rating sheet of each model's best triples and its key; of a walk, those of each bucket."""
     named, models = [item.partition("=")[::2] for item in args.scored], {}
     names = [name for name, path in named if name and path]
     if len(set(names)) < len(args.scored):
         raise UserError(f"--scored takes a name of its own for each file, NAME=FILE, not {' '.join(args.scored)!r}")
     for name, path in named:
-        ranked, columns = _scored(path)
+        ranked, columns = _read_ranking(path)
         if "bucket" not in columns:
-            models[name] = _picked(ranked, args.top, args.best or args.top, bool(args.best))
+            models[name] = _pick_best(ranked, args.top, args.best or args.top, bool(args.best))
             continue
         for bucket in np.unique(columns["bucket"]):
             part = ranked.take(np.flatnonzero(columns["bucket"] == bucket))  # may be fewer than asked for
             best = min(args.best or args.top, part.size)
-            models[f"{name}/{bucket:g}"] = _picked(part, min(args.top, best), best, bool(args.best))
+            models[f"{name}/{bucket:g}"] = _pick_best(part, min(args.top, best), best, bool(args.best))
     rows = ratings.export_sheet(models, args.out, args.key, seed=args.seed)
     print(f"{rows} rows in {args.out}; keep {args.key} from the raters")
     print(", ".join(f"{model}: {triples.size}" for model, triples in models.items()))
 
 
-def _picked(ranked: Triples, count: int, best: int, drawn: bool) -> Triples:
-    """The `count` best, or so many drawn from the `best` ones."""
-    some = selection.get_top(ranked, count, best)
-    return some if drawn else ranked.take(range(count))
+def _pick_best(ranked: Triples, count: int, best: int, draw: bool) -> Triples:
+    """The `count` best triples of a ranking or, with `draw`, `count` random ones of the `best`."""
+    drawn = selection.get_top(ranked, count, best)  # raises UserError if there are too few
+    return drawn if draw else ranked.take(range(count))
 
 
 def agreement(args: argparse.Namespace) -> None:
-    """How raters agree, and the mean rating of each model."""
+    """Print the agreement of raters and the mean rating of each model."""
     filled = ratings.import_sheets(args.sheets, args.key)
     for rater, values in zip(filled.raters, filled.values, strict=True):
         print(f"{rater}: {int((values >= 0).sum())} of {len(values)} rows filled in")
@@ -166,26 +168,26 @@ def agreement(args: argparse.Namespace) -> None:
 
 
 def novelty_sheet(args: argparse.Namespace) -> None:
-    """A sheet of true triples, each beside the nearest training triple, for people to say how new it is."""
+    """Write a sheet of true triples, each beside its nearest training triples, for people to judge how new it is."""
     split = load_split(args.split, args.data)
     pools = {"test": split.test.positives, "train": lambda: split.train}
     pool = pools[args.of]() if args.of in pools else candidates.read_mined(args.of)[0]
-    picked = np.random.default_rng(args.seed).permutation(pool.size)[: args.rows]
-    others = np.setdiff1d(np.arange(split.train.size), picked) if args.of == "train" else np.arange(split.train.size)
-    triples, train = pool.take(picked), split.train.take(others)
+    sample = np.random.default_rng(args.seed).permutation(pool.size)[: args.rows]
+    rest = np.setdiff1d(np.arange(split.train.size), sample) if args.of == "train" else np.arange(split.train.size)
+    triples, train = pool.take(sample), split.train.take(rest)
     lexicon = Lexicon.build(split.train, triples)
     vectors = embeddings.word_vectors("skipgram", lexicon, split.train)
     distance, nearest = novelty.neighbours(train, triples, lexicon, vectors, args.nearest)
     rows_of: dict[tuple[str, str], list[int]] = {}  # a pair's relations matter to the codes, so show all of them
     for row, pair in enumerate(zip(train.head, train.tail, strict=True)):
         rows_of.setdefault(pair, []).append(row)
-    shown = [train.take([r for i in rows for r in rows_of[train.head[i], train.tail[i]]]) for rows in nearest]
-    rows = ratings.export_novelty_sheet(triples, shown, distance[:, 0], args.out, args.key)
+    neighbours = [train.take([r for i in rows for r in rows_of[train.head[i], train.tail[i]]]) for rows in nearest]
+    rows = ratings.export_novelty_sheet(triples, neighbours, distance[:, 0], args.out, args.key)
     print(f"{rows} rows in {args.out}; {args.key} has their novelty")
 
 
 def novelty_table(args: argparse.Namespace) -> None:
-    """Table of a filled novelty sheet: share of each code, mean of the near and far halves, correlation with novelty."""
+    """Print the table of a filled novelty sheet: shares of the codes, means of near and far half, correlation with novelty."""
     filled = ratings.import_novelty_sheet(args.sheet, args.key)
     for name, value in ratings.novelty_summary(filled.codes, filled.novelty).items():
         print(f"{name}:", ", ".join(f"{k} {v:.0%}" for k, v in value.items()) if isinstance(value, dict) else f"{value:.4g}")
@@ -211,26 +213,26 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for add in (_mining_options, _rating_options):
+    for add in (_add_mining_commands, _add_rating_commands):
         add(command)
     return parser
 
 
-def _conceptnet(sub: argparse.ArgumentParser) -> None:
+def _add_data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", default="", help="folder of the ConceptNet-100k files")
     sub.add_argument("--split", choices=SPLITS, default="official")
 
 
-def _mining_options(command: Callable) -> None:
+def _add_mining_commands(command: Callable) -> None:
     sub = command(patterns)
-    _conceptnet(sub)
+    _add_data_options(sub)
     sub.add_argument("--max-words", type=files.positive, default=5, help="longest phrase")
     sub.add_argument("--masc", default="", help="learn the tagger from this word_TAG file (MASC) instead of using spaCy's")
     sub.add_argument("--out", required=True, help="JSON file to write")
     sub.add_argument("--top", type=files.positive, default=15, help="tag sequences kept for each side of a relation")
 
     sub = command(extract)
-    _conceptnet(sub)
+    _add_data_options(sub)
     sub.add_argument("--max-words", type=files.positive, default=5, help="longest phrase")
     sub.add_argument("--patterns", required=True, help="JSON file of `patterns`")
     sub.add_argument("--text", nargs="+", required=True, help="files to read, plain or .gz")
@@ -246,7 +248,7 @@ def _mining_options(command: Callable) -> None:
     sub.add_argument("--out", required=True, help="TSV to write, best first")
 
     sub = command(walk)
-    _conceptnet(sub)
+    _add_data_options(sub)
     sub.add_argument("--scored", required=True, help="TSV of `score`")
     sub.add_argument(
         "--cuts",
@@ -258,7 +260,7 @@ def _mining_options(command: Callable) -> None:
     sub.add_argument("--out", required=True, help="TSV to write")
 
 
-def _rating_options(command: Callable) -> None:
+def _add_rating_commands(command: Callable) -> None:
     sub = command(sheet)
     sub.add_argument(
         "--scored", nargs="+", required=True, metavar="NAME=FILE", help="TSV with a column score, or one of `walk`"
@@ -274,7 +276,7 @@ def _rating_options(command: Callable) -> None:
     sub.add_argument("--key", required=True)
 
     sub = command(novelty_sheet)
-    _conceptnet(sub)
+    _add_data_options(sub)
     sub.add_argument("--of", required=True, help="test (its true triples), train, or a TSV of mined triples")
     sub.add_argument("--rows", type=files.positive, default=100)
     sub.add_argument("--nearest", type=files.positive, default=3, help="pairs of head and tail shown, with all their relations")

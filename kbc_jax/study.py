@@ -25,8 +25,9 @@ from kbc_jax.scoring import metrics, scorer
 from kbc_jax.tables import compare, human
 from training import files
 from training.cli import guarded
-from training.config import load_saved
 from training.errors import UserError
+from training.runs import Run
+from training.runs import find as find_runs
 
 SPLITS = ("official", "redrawn", "random")
 MINED = {"novel3000": "novel3000.tsv", "human": "human_scored_466.tsv"}  # in wiki_mined/; either may be missing
@@ -34,56 +35,52 @@ TOP = (100, 1000, 3000)
 
 
 class Arm(NamedTuple):
-    """Scores of one model on one split. score: part -> float [seeds, n]; parts are dev1, dev2, test and those of MINED."""
+    """Scores of one model on one split."""
 
-    score: Mapping[str, np.ndarray]
+    score: Mapping[str, np.ndarray]  # part (dev1, dev2, test, those of MINED) -> float [seeds, n]
     threshold: np.ndarray  # [seeds], from dev1
     epoch: np.ndarray  # [seeds], chosen on dev2
 
 
-def finished(runs: Path) -> dict[str, list[Path]]:
-    """{arm: workdirs of its finished runs}, an arm for each folder of `runs`. Runs that are not done are named and left out."""
+def find_arms(runs: Path) -> dict[str, list[Path]]:
+    """{arm: workdirs of its finished runs}, an arm for each folder of `runs`.
+
+    Unfinished runs are printed and left out. Raises UserError if no run is finished.
+    """
     if not runs.is_dir():
         raise UserError(f"no folder {runs}; train there first, see results/kbc/run.sh")
     arms = {}
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
-        workdirs = sorted(path.parent for path in folder.rglob("config.json"))
-        done = [workdir for workdir in workdirs if _status(workdir) == "done"]
-        for workdir in (workdir for workdir in workdirs if workdir not in done):
-            print(f"left out, not finished: {workdir}")
-        if done:
-            arms[folder.name] = done
+        members = find_runs(folder)
+        for run in members:
+            if not run.finished:
+                print(f"left out, not finished: {run.path}")
+        if workdirs := [run.path for run in members if run.finished]:
+            arms[folder.name] = workdirs
     if not arms:
         raise UserError(f"no finished completion runs below {runs}")
     return arms
 
 
-def _status(workdir: Path) -> str:
-    try:
-        return json.loads((workdir / "run.json").read_text())["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
-
-
-def selected_on(split: str, arms: Mapping[str, Sequence[Path]]) -> tuple[dict[str, list[Path]], int]:
-    """The runs that were selected on a split, by model name, and the seed of its negatives. Raises UserError for several."""
-    configs = {workdir: load_saved(workdir) for workdirs in arms.values() for workdir in workdirs}
-    found, seeds = {}, {}
+def runs_of_split(split: str, arms: Mapping[str, Sequence[Path]]) -> tuple[dict[str, list[Path]], int]:
+    """({model: its runs that were selected on a split}, seed of the split's negatives). Raises UserError for several seeds."""
+    configs = {workdir: Run(workdir).config for workdirs in arms.values() for workdir in workdirs}
+    models, seeds = {}, {}
     for folder, workdirs in arms.items():
         for workdir in workdirs:
             if configs[workdir].method != complete.__name__:
                 raise UserError(f"{workdir} is a run of {configs[workdir].method}: give a folder of completion runs only")
             data = configs[workdir].data
             if split in data.splits:
-                found.setdefault(folder.removesuffix(f"_{split}"), []).append(workdir)
+                models.setdefault(folder.removesuffix(f"_{split}"), []).append(workdir)
                 seeds.setdefault(data.seed, workdir)
     if len(seeds) > 1:
         raise UserError(f"runs of several config.data.seed: {', '.join(map(str, seeds.values()))}; study them apart")
-    return found, next(iter(seeds), 0)
+    return models, next(iter(seeds), 0)
 
 
 def trained_arm(workdirs: Sequence[Path], split: str, parts: Mapping[str, Triples]) -> Arm:
-    """All seeds of some runs of one model."""
+    """Scores of all seeds of the runs of one model on the parts of a split."""
     trained = [scorer.load(workdir, split) for workdir in workdirs]
     scores = {part: np.concatenate([t.score(rows) for t in trained]) for part, rows in parts.items()}
     return Arm(scores, *(np.concatenate([getattr(t, name) for t in trained]) for name in ("threshold", "epoch")))
@@ -92,17 +89,17 @@ def trained_arm(workdirs: Sequence[Path], split: str, parts: Mapping[str, Triple
 def reference_arms(
     split: Split, lexicon: Lexicon, vectors: np.ndarray, parts: Mapping[str, Triples], distance: Mapping[str, np.ndarray]
 ) -> dict[str, Arm]:
-    """Models without a classifier: counts, similarities, memory. distance: {part: novelty [n]}."""
+    """Arms without a classifier: counts, similarities, memory. `distance`: {part: novelty [n]}; `vectors`: of the lexicon."""
     pmi, argsim = baselines.WordPMI(split.train), baselines.ArgSim(lexicon, vectors)
-    every, part = Triples.concatenate(*parts.values()), np.repeat(list(parts), [rows.size for rows in parts.values()])
+    triples, part = Triples.concatenate(*parts.values()), np.repeat(list(parts), [rows.size for rows in parts.values()])
     scores = {
-        "word PMI": pmi.score(every),
-        "word PMI, no head-tail": pmi.score(every, pairs=("rh", "rt")),
-        "phrase PMI": baselines.PhrasePMI(split.train).score(every),
-        "seen": baselines.Seen(split.train).score(every),
-        "MaxSim": baselines.MaxSim(split.train, lexicon, vectors).score(every),
-        "ArgSim (cosine)": argsim.cosine(every),
-        "ArgSim (dot)": argsim.score(every),
+        "word PMI": pmi.score(triples),
+        "word PMI, no head-tail": pmi.score(triples, pairs=("rh", "rt")),
+        "phrase PMI": baselines.PhrasePMI(split.train).score(triples),
+        "seen": baselines.Seen(split.train).score(triples),
+        "MaxSim": baselines.MaxSim(split.train, lexicon, vectors).score(triples),
+        "ArgSim (cosine)": argsim.cosine(triples),
+        "ArgSim (dot)": argsim.score(triples),
         "minus novelty": -np.concatenate([distance[name] for name in parts]).astype(float),
     }
     scores["MaxArgSim"] = baselines.max_arg_sim(scores["MaxSim"], scores["ArgSim (dot)"], part == "dev1")
@@ -114,30 +111,30 @@ def reference_arms(
 
 
 def distances(split: Split, lexicon: Lexicon, skipgram: np.ndarray, parts: Mapping[str, Triples]) -> dict[str, np.ndarray]:
-    """Novelty of the triples of each part, in the paper's kind of vectors: {part: [n]}."""
-    found, _ = novelty(split.train, Triples.concatenate(*parts.values()), lexicon, skipgram)
+    """Novelty of the triples of each part under skip-gram vectors, the paper's kind: {part: [n]}."""
+    values, _ = novelty(split.train, Triples.concatenate(*parts.values()), lexicon, skipgram)
     ends = np.cumsum([rows.size for rows in parts.values()])
-    return dict(zip(parts, np.split(found, ends[:-1]), strict=True))
+    return dict(zip(parts, np.split(values, ends[:-1]), strict=True))
 
 
 def novelties(split: Split, lexicon: Lexicon) -> dict[str, np.ndarray]:
-    """Novelty of the test triples under embeddings of general text: {kind: [n]}. Those without their package are left out."""
-    found = {}
+    """Novelty of the test triples under embeddings of general text, {kind: [n]}, without kinds whose package is missing."""
+    values = {}
     try:
         static = embeddings.word_vectors("static", lexicon, split.train)
-        found["static"] = novelty(split.train, split.test, lexicon, static, unknown="keep")[0]
+        values["static"] = novelty(split.train, split.test, lexicon, static, unknown="keep")[0]
     except UserError as error:
         print(f"novelty under static is left out: {error}")
     try:
         test, train = (lexicon.ids(part)[:, [0, 2]] for part in (split.test, split.train))
-        found["minilm"] = nearest(embeddings.phrase_vectors(lexicon), test, train)[0]
+        values["minilm"] = nearest(embeddings.phrase_vectors(lexicon), test, train)[0]
     except UserError as error:
         print(f"novelty under minilm is left out: {error}")
-    return found
+    return values
 
 
 def over_seeds(rows: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """[{name: value} of each seed] -> {name: {mean, sd, values}}."""
+    """Statistics over seeds, {name: {mean, sd, values}}, from the rows {name: value} of the seeds."""
     return {
         name: dict(zip(("mean", "sd"), metrics.mean_sd(values), strict=True), values=values)
         for name in rows[0]
@@ -146,21 +143,21 @@ def over_seeds(rows: Sequence[dict[str, float]]) -> dict[str, dict]:
 
 
 def summarise(arm: Arm, split: Split, buckets: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Every number of one arm on one split. buckets: {name: int [n] of the test triples}."""
+    """Every number of one arm on one split. `buckets`: {name: int [n], the bucket of each test triple or -1}."""
     test, labels = split.test, split.test.label
-    known = set(split.train.keys())
-    clean = np.array([label or key not in known for key, label in zip(test.keys(), labels, strict=True)])
+    train = set(split.train.keys())
+    clean = np.array([label or key not in train for key, label in zip(test.keys(), labels, strict=True)])
     seeds = list(zip(arm.score["test"], arm.threshold, strict=True))
-    whole = []
+    whole_test = []
     for i, (scores, threshold) in enumerate(seeds):
         dev2 = metrics.accuracy(arm.score["dev2"][i], split.dev2.label, threshold)
         filtered = metrics.accuracy(scores[clean], labels[clean], threshold)
-        whole.append({**metrics.summary(scores, labels, threshold), "dev2": dev2, "accuracy_filtered": filtered})
+        whole_test.append({**metrics.summary(scores, labels, threshold), "dev2": dev2, "accuracy_filtered": filtered})
     relations = [metrics.by_relation(scores, labels, threshold, test.relation) for scores, threshold in seeds]
     return {
         "seeds": len(seeds),
         "epochs": arm.epoch.tolist(),
-        "test": over_seeds(whole),
+        "test": over_seeds(whole_test),
         "buckets": {
             name: [over_seeds(rows) for rows in zip(*(metrics.by_bucket(s, labels, t, b) for s, t in seeds), strict=True)]
             for name, b in buckets.items()
@@ -173,19 +170,19 @@ def summarise(arm: Arm, split: Split, buckets: Mapping[str, np.ndarray]) -> dict
 
 
 def novelty_of_top(scores: np.ndarray, distance: np.ndarray) -> dict[str, dict]:
-    """Mean novelty (distance [n]) of the best K by scores [seeds, n]: {K: {mean, sd, values}}."""
+    """Mean novelty of the K best triples, {K: {mean, sd, values}}, from scores [seeds, n] and the novelty `distance` [n]."""
     ranked = distance[np.argsort(-scores, kind="stable")]
     return over_seeds([{str(k): float(row[:k].mean()) for k in TOP if k <= len(row)} for row in ranked])
 
 
 def study(runs: Path, directory: str = "") -> dict[str, Any]:
-    """All results of the runs below `runs`: {split: see `study_split`}."""
-    arms, folder = finished(runs), find_directory(directory)
+    """Results of the runs below `runs`, {split: `study_split`}. Raises UserError if no run was selected on one of SPLITS."""
+    arms, folder = find_arms(runs), find_directory(directory)
     files_ = {part: folder / "wiki_mined" / name for part, name in MINED.items()} if folder else {}
     mined = {part: read_mined(path) for part, path in files_.items() if path.is_file()}
     results = {}
     for name in SPLITS:
-        workdirs, seed = selected_on(name, arms)
+        workdirs, seed = runs_of_split(name, arms)
         if workdirs:
             results[name] = study_split(name, workdirs, load_split(name, directory, seed=seed), mined)
     if not results:
@@ -199,8 +196,17 @@ def study_split(
     split: Split,
     mined: Mapping[str, tuple[Triples, Mapping[str, np.ndarray]]],
 ) -> dict[str, Any]:
-    """arms (`summarise`; of those with mined triples `novelty_of_top` too), compare (`compare.compare` of the trained arms),
-    human (`human.compare`), novelty, curve; unseen: numbers of test and mined triples with a word that train lacks."""
+    """Results of one split, by their place in results.json.
+
+    Args:
+      name: that of the split; workdirs: {model: its runs}.
+      mined: {part: (triples, columns)} of MINED, those that are there.
+
+    Returns:
+      arms: {arm: `summarise`}; compare: `compare.compare` of the trained arms; novelty: {kind of vectors: `novelty_facts`};
+      curve: {trained arm: `curve`}; unseen: {part: number of triples with a word that train lacks}; with mined triples also
+      novelty_of_top: {arm: `novelty_of_top`}; human: `human.compare`.
+    """
     triples = {part: rows for part, (rows, _) in mined.items()}
     parts = {"dev1": split.dev1, "dev2": split.dev2, "test": split.test, **triples}
     lexicon = Lexicon.build(split.train, *parts.values())
@@ -234,7 +240,7 @@ def study_split(
 
 
 def novelty_facts(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Largest novelty of the two lower thirds, share of true triples in each third, share of triples at distance 0."""
+    """Facts about thirds: largest novelty of the lower two (cuts), shares of true triples, share at distance 0 (zero)."""
     thirds = metrics.thirds(values)
     return {
         "cuts": [float(values[thirds == k].max()) for k in (0, 1)],
@@ -244,18 +250,21 @@ def novelty_facts(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def curve(arm: Arm, labels: np.ndarray, far: np.ndarray, bins: int = 8) -> dict[str, list]:
-    """Recall of true triples and rejection of false ones against novelty, in bins of equal numbers of each class."""
+    """Recall of true triples and rejection of false ones by novelty: {'true', 'false': [[mean novelty, share right] a bin]}.
+
+    The bins of a class hold equal numbers of its triples. `far`: novelty [n].
+    """
     right = (arm.score["test"] >= arm.threshold[:, None]) == labels
-    found = {}
-    for name, of in (("true", labels), ("false", ~labels)):
-        rows = np.flatnonzero(of)
+    curves = {}
+    for name, member in (("true", labels), ("false", ~labels)):
+        rows = np.flatnonzero(member)
         chunks = np.array_split(rows[np.argsort(far[rows], kind="stable")], bins)
-        found[name] = [[float(far[c].mean()), float(right[:, c].mean())] for c in chunks]
-    return found
+        curves[name] = [[float(far[c].mean()), float(right[:, c].mean())] for c in chunks]
+    return curves
 
 
 def for_json(value: Any) -> Any:
-    """NaN (the sd of one seed, the AUC of one class) as null, which JSON lacks; five digits, to keep the file small."""
+    """`value` as results.json has it: NaN (sd of one seed, AUC of one class) as None, since JSON lacks it; five digits."""
     if isinstance(value, dict):
         return {key: for_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -266,6 +275,7 @@ def for_json(value: Any) -> Any:
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kbc_jax.study", description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, tables and the plot")

@@ -1,6 +1,6 @@
 """Reference points without a trained classifier: counts over training triples, and similarity of initial word vectors.
 
-Every baseline is made once and gives float64 [n] scores of triples, higher = truer, by its method `score`.
+The method `score` of each class returns float64 [n], higher = truer.
 
     Seen          (relation, head) seen in training + (relation, tail) seen
     PhrasePMI     pointwise mutual information of relation and whole head, plus that of relation and whole tail
@@ -30,7 +30,7 @@ PAIRS = ("rh", "rt", "ht")
 
 
 def evaluate(score: Callable[[Triples], np.ndarray], split: Split) -> dict[str, float]:
-    """threshold (chosen on dev1), accuracies dev1, dev2, test at that threshold, and test_f1."""
+    """Accuracy of a scorer: {'threshold' (chosen on dev1), 'dev1', 'dev2', 'test' (accuracies), 'test_f1'}."""
     scores = {part: score(triples) for part, triples in split._asdict().items() if part != "train"}
     threshold, dev1 = best_threshold(scores["dev1"], split.dev1.label)
     return {
@@ -43,7 +43,7 @@ def evaluate(score: Callable[[Triples], np.ndarray], split: Split) -> dict[str, 
 
 
 class Seen:
-    """0, 1 or 2: whether training holds the relation with this head, and with this tail."""
+    """Memory of the training triples: 1 point if they hold the relation with this head, 1 if with this tail."""
 
     def __init__(self, train: Triples):
         self._heads = set(zip(train.relation, train.head, strict=True))
@@ -56,7 +56,10 @@ class Seen:
 
 
 class PhrasePMI:
-    """log[(c(r,h) + joint) / (c(r) (c(h) + prior) / N + joint)] + the same for the tail, c counted over training triples."""
+    """Pointwise mutual information of relation and whole phrase, smoothed, summed over head and tail.
+
+    log[(c(r,h) + joint) / (c(r) (c(h) + prior) / N + joint)]    c counted over the N training triples
+    """
 
     def __init__(self, train: Triples, joint: float = 0.5, prior: float = 5.0):
         self._sides = [_RelationCounts(train.relation, [(p,) for p in side], joint, prior) for side in (train.head, train.tail)]
@@ -80,10 +83,10 @@ class WordPMI:
         heads, tails = _words(train.head), _words(train.tail)
         self._heads = _RelationCounts(train.relation, heads, joint=0.5, prior=5.0)
         self._tails = _RelationCounts(train.relation, tails, joint=0.5, prior=5.0)
-        self._both = Counter((a, b) for head, tail in zip(heads, tails, strict=True) for a in head for b in tail)
+        self._pairs = Counter((a, b) for head, tail in zip(heads, tails, strict=True) for a in head for b in tail)
 
     def score(self, triples: Triples, pairs: Sequence[str] = PAIRS) -> np.ndarray:
-        """Raises UserError for a pair other than rh, rt, ht."""
+        """Sum of the PMI terms of `pairs` for each triple, float64 [n]. Raises UserError for a pair other than rh, rt, ht."""
         if not pairs or not set(pairs) <= set(PAIRS):
             raise UserError(f"pairs are some of {', '.join(PAIRS)}, not {pairs!r}")
         terms = {"rh": self._relation_head, "rt": self._relation_tail, "ht": self._head_tail}
@@ -101,11 +104,11 @@ class WordPMI:
 
     def _pmi(self, a, b):
         expected = (self._heads.count[a] + 1) * (self._tails.count[b] + 1) / self._heads.total
-        return log((self._both[a, b] + 0.2) / (expected + 0.2))
+        return log((self._pairs[a, b] + 0.2) / (expected + 0.2))
 
 
 class ArgSim:
-    """Similarity of head and tail. `vectors` float [words, D] are the lexicon's."""
+    """Similarity of head and tail; the relation is ignored. `vectors` float [words, D]: a row for each word of the lexicon."""
 
     def __init__(self, lexicon: Lexicon, vectors):
         self._lexicon = lexicon
@@ -136,21 +139,21 @@ class MaxSim:
         relations = np.random.default_rng(seed).uniform(-0.1, 0.1, (len(lexicon.relations), self._phrases.shape[1]))
         self._relations = (relations / np.linalg.norm(relations, axis=1, keepdims=True)).astype(np.float32)
         (heads, head), (relation, rel), (tails, tail) = (np.unique(c, return_inverse=True) for c in lexicon.ids(train).T)
-        known = self._phrases[heads], self._relations[relation], self._phrases[tails]
-        self._known = jax.device_put((known, tuple(x.astype(np.int32) for x in (head, rel, tail))))
+        vectors = self._phrases[heads], self._relations[relation], self._phrases[tails]
+        self._train = jax.device_put((vectors, tuple(x.astype(np.int32) for x in (head, rel, tail))))
 
     def score(self, triples: Triples) -> np.ndarray:
-        ids, found = self._lexicon.ids(triples), []
+        ids, scores = self._lexicon.ids(triples), []
         for begin in range(0, len(ids), self._block):
-            some = ids[begin : begin + self._block]
-            padded = np.pad(some, ((0, self._block - len(some)), (0, 0)), mode="edge")  # one shape, one compilation
+            rows = ids[begin : begin + self._block]
+            padded = np.pad(rows, ((0, self._block - len(rows)), (0, 0)), mode="edge")  # one shape, one compilation
             query = self._phrases[padded[:, 0]], self._relations[padded[:, 1]], self._phrases[padded[:, 2]]
-            found.append(_largest_product(*self._known, query)[: len(some)])
-        return np.concatenate(found).astype(float)
+            scores.append(_largest_product(*self._train, query)[: len(rows)])
+        return np.concatenate(scores).astype(float)
 
 
 def max_arg_sim(max_sim: np.ndarray, arg_sim: np.ndarray, dev1: np.ndarray) -> np.ndarray:
-    """Scores of MaxSim and of ArgSim [n], each brought to mean 0 and deviation 1 on dev1 (bool [n]), and added.
+    """Sum of two scores [n], each standardised to mean 0 and deviation 1 on the rows of dev1 (bool [n]).
 
     The authors' MaxArgSim learns weights for the two with a small network on dev1; this one has none to learn.
     """
@@ -158,7 +161,7 @@ def max_arg_sim(max_sim: np.ndarray, arg_sim: np.ndarray, dev1: np.ndarray) -> n
 
 
 class _RelationCounts:
-    """Counts of relations and of the items (words or phrases) of one side, alone and together, for smoothed PMI."""
+    """Smoothed PMI of relations and the items (words or phrases) of one side, from their counts alone and together."""
 
     def __init__(self, relations, items, joint, prior):
         self.total, self._joint, self._prior = len(relations), joint, prior
@@ -172,10 +175,15 @@ class _RelationCounts:
 
 
 @jax.jit
-def _largest_product(known, index_M, query):
-    """float32 [Q]: max over the M training triples of the sum over slots of <query [Q, D], known [distinct, D][index]>."""
+def _largest_product(train, index_M, query):
+    """Largest <query, training triple> over the M training triples, float32 [Q].
+
+    Args:
+      train, query: of head, relation and tail each the vectors, [distinct, D] and [Q, D].
+      index_M: of each slot the rows of `train`, int32 [M].
+    """
     products = (
-        jnp.matmul(k, q.T, precision=jax.lax.Precision.HIGHEST)[i] for q, k, i in zip(query, known, index_M, strict=True)
+        jnp.matmul(k, q.T, precision=jax.lax.Precision.HIGHEST)[i] for q, k, i in zip(query, train, index_M, strict=True)
     )
     return sum(products).max(0)
 
@@ -185,7 +193,7 @@ def _words(phrases):
 
 
 def _unit(vectors):
-    """Rows of length 1, in effect; the authors' 1e-4 keeps zero rows zero."""
+    """Rows scaled to length 1, but for the authors' 1e-4, which keeps zero rows zero."""
     return vectors / (1e-4 + np.linalg.norm(vectors, axis=1, keepdims=True))
 
 

@@ -1,4 +1,4 @@
-"""Triples of ConceptNet: reading files, the three splits of the paper, numbers for words and phrases.
+"""Triples of ConceptNet: their files, the splits of the paper, and the lexicon that numbers words and phrases.
 
 Files are tab-separated: relation, head, tail, and in dev and test files a fourth column, the label 1 or 0. Layout of the data
 directory (Li et al. 2016's official files under other names; `cn82k` is the re-split of Wang et al. 2021):
@@ -6,8 +6,7 @@ directory (Li et al. 2016's official files under other names; `cn82k` is the re-
     train100k.tsv dev1.tsv dev2.tsv test.tsv    cn82k/{train,valid,test}.tsv    wiki_mined/*.tsv
 """
 
-import logging
-import os
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,6 @@ FILES = {"train": "train100k.tsv", "dev1": "dev1.tsv", "dev2": "dev2.tsv", "test
 SPLITS = ("official", "redrawn", "random", "cn82k")
 RANDOM_SEED = 777  # split_intrinsic_LiACL.py
 
-log = logging.getLogger(__name__)
 
 NAMES = (
     "AtLocation UsedFor IsA CapableOf HasPrerequisite HasProperty Causes HasA MotivatedByGoal Desires CausesDesire PartOf "
@@ -35,20 +33,20 @@ RELATIONS = {name.lower(): name for name in NAMES.split()}  # in the order of th
 
 
 class Triples(NamedTuple):
-    """n triples as text: lower-case words with one blank between them, lower-case relations."""
+    """n triples as text: phrases of lower-case words with one blank between them, lower-case relations."""
 
     relation: tuple[str, ...]
     head: tuple[str, ...]
     tail: tuple[str, ...]
     label: np.ndarray  # bool [n]; all true where the file has no labels
-    source: np.ndarray | None = None  # int [n]: the row whose corruption a false triple is, a true one's own; where known
+    source: np.ndarray | None = None  # int [n] or unknown: row of the true triple that a false one corrupts
 
     @property
     def size(self) -> int:
         return len(self.label)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Triples":
-        """Some rows, without `source`: they have new numbers."""
+        """The rows at `indices`, without `source`, since rows are numbered anew."""
         relation, head, tail = (tuple(column[i] for i in indices) for column in self[:3])
         return Triples(relation, head, tail, self.label[np.asarray(indices, int)])
 
@@ -61,6 +59,7 @@ class Triples(NamedTuple):
 
     @staticmethod
     def of(keys: Iterable[tuple[str, str, str]], label: np.ndarray | None = None) -> "Triples":
+        """Triples from rows (relation, head, tail), all true without `label` [n]."""
         relation, head, tail = zip(*keys, strict=True)
         return Triples(relation, head, tail, np.ones(len(head), bool) if label is None else np.asarray(label, bool))
 
@@ -71,7 +70,7 @@ class Triples(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Training positives, and labelled triples to choose the threshold (dev1), the epoch (dev2) and to report (test)."""
+    """Training positives, and three labelled sets: dev1 chooses the threshold, dev2 the epoch, test is reported."""
 
     train: Triples
     dev1: Triples
@@ -80,7 +79,7 @@ class Split(NamedTuple):
 
 
 def read_triples(path: Path | str, *, labelled: bool) -> Triples:
-    """Read one file. Raises UserError, with file and line, for anything that is no triple."""
+    """The triples of one file, with labels if `labelled`. Raises UserError, with file and line, for what is no triple."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file {path}; give the folder of the ConceptNet-100k files as --config.data.dir or QUINTET_DATA")
@@ -113,23 +112,12 @@ def _parse(line: str, labelled: bool, where: str) -> tuple[tuple[str, str, str],
 
 
 def find_directory(directory: str = "") -> Path | None:
-    """The folder of the data: the argument, else $QUINTET_DATA/conceptnet100k; None, for 'toy' too, is the embedded facts."""
-    if directory == "toy":
-        return None
-    if directory:
-        if not Path(directory).is_dir():
-            raise UserError(f"no data folder {directory}")
-        return Path(directory)
-    if not (root := os.environ.get("QUINTET_DATA")):
-        log.info("no data directory (--config.data.dir or QUINTET_DATA): using embedded toy facts")
-        return None
-    if not (folder := Path(root) / "conceptnet100k").is_dir():
-        raise UserError(f"QUINTET_DATA is {root}, which has no folder conceptnet100k; give it, or set --config.data.dir=toy")
-    return folder
+    """The folder of the data: `directory`, else $QUINTET_DATA/conceptnet100k, else None for the embedded toy facts."""
+    return files.data_directory(directory, "conceptnet100k")
 
 
 def load_split(name: str, directory: str = "", *, seed: int = 0) -> Split:
-    """One of the paper's splits; without any data directory, toy facts in the place of the official files.
+    """One of the paper's splits. Without a data directory, toy facts stand in for the official files.
 
     Args:
       name: 'official' (Li et al. 2016's files); 'redrawn' (official positives, new negatives: `conceptnet_my`, the paper's
@@ -142,13 +130,13 @@ def load_split(name: str, directory: str = "", *, seed: int = 0) -> Split:
     folder, rng = find_directory(directory), np.random.default_rng(seed)
     if name == "cn82k":
         train, valid, test = load_graph("cn82k", directory)
-        picked = valid.take(rng.permutation(valid.size)[: min(1200, valid.size // 2 * 2)])
-        half, tested = picked.size // 2, test.take(rng.permutation(test.size)[:1200])
-        parts = (picked.take(range(half)), picked.take(range(half, 2 * half)), tested)
+        dev = valid.take(rng.permutation(valid.size)[: min(1200, valid.size // 2 * 2)])
+        half, test = dev.size // 2, test.take(rng.permutation(test.size)[:1200])
+        parts = (dev.take(range(half)), dev.take(range(half, 2 * half)), test)
         return Split(train, *(with_negatives(part, rng) for part in parts))
     official = Split(**_read_official(folder)) if folder else Split(*map(_toy, toy.split()))
     if name == "official":
-        return Split(official.train, *map(paired, official[1:]))
+        return Split(official.train, *map(add_source, official[1:]))
     positives = [part.positives() for part in official[1:]]
     train = official.train
     if name == "random":
@@ -162,7 +150,7 @@ def load_split(name: str, directory: str = "", *, seed: int = 0) -> Split:
 
 
 def load_graph(name: str, directory: str = "") -> tuple[Triples, Triples, Triples]:
-    """Positives only, for link prediction: train, valid, test of 'cn100k' (the official files) or 'cn82k'."""
+    """Positives of a graph for link prediction: (train, valid, test) of 'cn100k' (the official files) or 'cn82k'."""
     folder = find_directory(directory)
     if name == "cn82k" and folder:
         return tuple(read_triples(folder / "cn82k" / f"{part}.tsv", labelled=False) for part in ("train", "valid", "test"))
@@ -173,9 +161,10 @@ def load_graph(name: str, directory: str = "") -> tuple[Triples, Triples, Triple
 
 
 def with_negatives(positives: Triples, rng: np.random.Generator) -> Triples:
-    """N positives, then N negatives: 3N corruptions (relation, head, tail of a random row), of which N are kept.
+    """The N positives, then N negatives, with `source`.
 
-    augment_with_negative_samples.py: a positive may have 0 to 3 negatives, and nothing is filtered. `source` is kept.
+    As augment_with_negative_samples.py: each slot of each positive is replaced by that of a random row, which makes 3N
+    corruptions; N of them are drawn, so that a positive has 0 to 3. Corruptions that are true are not filtered out.
     """
     n = positives.size
     keep = rng.permutation(3 * n)[:n]
@@ -184,14 +173,14 @@ def with_negatives(positives: Triples, rng: np.random.Generator) -> Triples:
     rows = list(map(list, positives.take(row).keys()))
     for key, column, j in zip(rows, slot, other, strict=True):
         key[column] = positives[column][j]
-    found = Triples.of(positives.keys() + [tuple(key) for key in rows], np.arange(2 * n) < n)
-    return found._replace(source=np.concatenate([np.arange(n), row]))
+    triples = Triples.of(positives.keys() + [tuple(key) for key in rows], np.arange(2 * n) < n)
+    return triples._replace(source=np.concatenate([np.arange(n), row]))
 
 
-def paired(triples: Triples) -> Triples:
-    """`triples` with their `source`, if they are n positives and then a corruption of at most one slot of each, in order.
+def add_source(triples: Triples) -> Triples:
+    """`triples` with `source`, if they are n positives followed by one corruption of each, in order, of at most one slot.
 
-    The official files are; other triples come back as they are.
+    The official files have this form. Triples of another form come back unchanged.
     """
     n = triples.size // 2
     keys = triples.keys()
@@ -228,11 +217,24 @@ class Lexicon:
 
     @classmethod
     def build(cls, train: Triples, *others: Triples, width: int = 8) -> "Lexicon":
-        known = list(dict.fromkeys([*train.head, *train.tail]))
-        phrases = list(dict.fromkeys([*known, *(p for part in others for p in (*part.head, *part.tail))]))
-        trained = dict.fromkeys(word for phrase in known for word in phrase.split())
-        words = dict.fromkeys([PADDING, UNKNOWN, *trained, *(word for phrase in phrases for word in phrase.split())])
-        return cls(tuple(words), np.array([word in trained for word in words]), tuple(phrases), width)
+        """The lexicon of a training set and of other triples, numbered in the order in which they come."""
+        train_phrases = list(dict.fromkeys([*train.head, *train.tail]))
+        phrases = list(dict.fromkeys([*train_phrases, *(p for part in others for p in (*part.head, *part.tail))]))
+        train_words = dict.fromkeys(word for phrase in train_phrases for word in phrase.split())
+        words = dict.fromkeys([PADDING, UNKNOWN, *train_words, *(word for phrase in phrases for word in phrase.split())])
+        return cls(tuple(words), np.array([word in train_words for word in words]), tuple(phrases), width)
+
+    def to_json(self) -> str:
+        """The lexicon as text, to be saved with a run, whose word table is numbered by it."""
+        seen = np.flatnonzero(self.seen).tolist()
+        return json.dumps({"words": self.words, "seen": seen, "phrases": self.phrases, "width": self.width}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Lexicon":
+        """The lexicon that `to_json` has written."""
+        saved = json.loads(text)
+        seen = np.isin(np.arange(len(saved["words"])), saved["seen"])
+        return cls(tuple(saved["words"]), seen, tuple(saved["phrases"]), saved["width"])
 
     def encode(self, phrases: Sequence[str]) -> np.ndarray:
         """Word numbers int32 [n, width] of any phrases; words without a number are UNKNOWN."""
@@ -243,7 +245,7 @@ class Lexicon:
         return table
 
     def ids(self, triples: Triples) -> np.ndarray:
-        """int32 [n, 3]: head phrase, relation, tail phrase. Raises UserError for a phrase that is not in the lexicon."""
+        """Numbers int32 [n, 3] of head phrase, relation, tail phrase. Raises UserError for a phrase without a number."""
         try:
             head, tail = ([self._phrase[p] for p in column] for column in (triples.head, triples.tail))
         except KeyError as error:
@@ -251,7 +253,7 @@ class Lexicon:
         return np.stack([head, self.relation_ids(triples.relation), tail], 1).astype(np.int32)
 
     def unseen(self, triples: Triples) -> np.ndarray:
-        """bool [n]: the head or the tail has a word that no training triple has."""
+        """True, bool [n], where the head or the tail has a word that no training triple has."""
         words = self.phrase_words[self.ids(triples)[:, [0, 2]]]
         return ((words > 0) & ~self.seen[words]).any((1, 2))
 
@@ -260,7 +262,7 @@ class Lexicon:
 
 
 def phrase_means(vectors: np.ndarray, phrase_words: np.ndarray) -> np.ndarray:
-    """Mean word vector of each phrase, float32 [phrases, D]: not normalised, padding left out, an empty phrase is 0."""
+    """Mean word vector of each phrase, float32 [phrases, D], not normalised and without padding; 0 for an empty phrase."""
     mask = (phrase_words > 0)[..., None]
     total = np.zeros((len(phrase_words), vectors.shape[1]), np.float32)
     for column, use in zip(phrase_words.T, mask.swapaxes(0, 1), strict=True):

@@ -33,7 +33,9 @@ from training.errors import UserError
 
 KINDS = ("skipgram", "static", "minilm", "random", "text:FILE")
 SKIPGRAM = {"sg": 1, "vector_size": 200, "window": 5, "min_count": 1, "sample": 0, "epochs": 20}  # Li et al. 2016
-RECIPE = 1  # counts up with every change of what a cached file holds
+RECIPE = 1  # raise it whenever cached files would hold other vectors
+SIZES = {"skipgram": 200, "static": 256, "minilm": 384, "random": 200}  # of a word's vector, by kind
+SENTENCE_SIZE = 384  # of a phrase's sentence vector
 RANDOM_SIZE, RANDOM_SD = 200, 0.134  # mean length 1.9, as skip-gram's on ConceptNet-100k
 WORDLLAMA = ("wordllama", "wordllama==0.4.0.post1")  # package, requirement
 
@@ -48,20 +50,22 @@ def word_vectors(
     Args:
       kind: see the top of this file.
       train: the training triples of the lexicon's split; only 'skipgram' looks at them.
-      seed: of 'skipgram' and 'random'.
+      seed: of the random numbers of 'skipgram' and 'random'.
       cache: folder of vectors made before; default $QUINTET_CACHE/kbc or ~/.cache/quintet/kbc.
       normalise: divide each row by its length.
+
+    Raises UserError for an unknown kind.
     """
     name, _, place = kind.partition(":")
     words = lexicon.words[2:]
     if name == "text" and place:
-        vectors = _in_order(lexicon.words, *read_text(place, lexicon.words))
+        vectors = _lookup(lexicon.words, *read_text(place, lexicon.words))
     elif name == "minilm":
-        vectors = _complete(_encoded("words", words, place, cache))
+        vectors = _prepend_special(_encode_sorted("words", words, place, cache))
     elif kind == "skipgram":
-        vectors = _in_order(lexicon.words, *skipgram(train, seed=seed, cache=cache))
+        vectors = _lookup(lexicon.words, *skipgram(train, seed=seed, cache=cache))
     elif kind == "static":
-        vectors = _complete(static(words))
+        vectors = _prepend_special(static(words))
     elif kind == "random":
         vectors = np.random.default_rng(seed).normal(0, RANDOM_SD, (len(lexicon.words), RANDOM_SIZE)).astype(np.float32)
     else:
@@ -75,11 +79,21 @@ def phrase_vectors(lexicon: Lexicon, *, directory: Path | str = "", cache: Path 
 
     `directory`: another sentence encoder (`minilm.load`). `cache`: as for `word_vectors`.
     """
-    return _encoded("phrases", lexicon.phrases, directory, cache)
+    return _encode_sorted("phrases", lexicon.phrases, directory, cache)
+
+
+def width(kind: str, lexicon: Lexicon) -> int:
+    """Length of the word vectors of a kind, read from the file for 'text:FILE'. Raises UserError for an unknown kind."""
+    name, _, place = kind.partition(":")
+    if name == "text" and place:
+        return read_text(place, lexicon.words)[1].shape[1]
+    if name not in SIZES:
+        raise UserError(f"no word vectors {kind!r}; there are {', '.join(KINDS)}")
+    return SIZES[name]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Each row divided by its length; a zero row stays zero."""
+    """Rows divided by their lengths; a zero row stays zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -92,7 +106,7 @@ def skipgram(train: Triples, *, seed: int = 0, cache: Path | str = "") -> tuple[
     lines = [[*head.split(), f"/r/{relation}", *tail.split()] for relation, head, tail in zip(*train[:3], strict=True)]
     words = dict.fromkeys(word for phrase in (*train.head, *train.tail) for word in phrase.split())
     rows = {word: row for row, word in enumerate(words)}
-    vectors = cached("skipgram", [seed, SKIPGRAM, lines], len(rows), lambda: _train(lines, list(rows), seed), cache)
+    vectors = load_or_make("skipgram", [seed, SKIPGRAM, lines], len(rows), lambda: _train(lines, list(rows), seed), cache)
     return rows, vectors
 
 
@@ -105,7 +119,7 @@ def _train(lines: list[list[str]], words: list[str], seed: int) -> np.ndarray:
 
 
 def static(words: Sequence[str]) -> np.ndarray:
-    """wordllama's token vectors, mean over each word's pieces, float32 [n, 256]."""
+    """Wordllama's token vectors, mean over each word's pieces, float32 [n, 256]."""
     folder = minilm.installed_folder(*WORDLLAMA)
     try:
         table = load_file(folder / "weights" / "l2_supercat_256.safetensors")["embedding.weight"].astype(np.float32)
@@ -122,7 +136,7 @@ def read_text(path: Path | str, words: Sequence[str]) -> tuple[dict[str, int], n
     A first line of two numbers is word2vec's header. A word may hold blanks (GloVe 840B); of two lines for a word the first
     counts. Raises UserError with file and line for a line of another width or without numbers.
     """
-    wanted, rows, vectors, width = set(words), {}, [], 0
+    vocabulary, rows, vectors, width = set(words), {}, [], 0
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
@@ -133,7 +147,7 @@ def read_text(path: Path | str, words: Sequence[str]) -> tuple[dict[str, int], n
                 word = " ".join(fields[:-width])
                 if len(fields) <= width or width < 2:
                     raise UserError(f"{path} line {number} is not a word and {max(width, 2)} numbers with blanks between")
-                if word in wanted and word not in rows:
+                if word in vocabulary and word not in rows:
                     rows[word] = len(rows)
                     vectors.append(_numbers(fields[-width:], f"{path} line {number}"))
     except OSError as error:
@@ -153,31 +167,38 @@ def _numbers(fields: list[str], where: str) -> np.ndarray:
     return values
 
 
-def _encoded(name: str, texts: Sequence[str], directory: Path | str, cache: Path | str) -> np.ndarray:
+def _encode_sorted(name: str, texts: Sequence[str], directory: Path | str, cache: Path | str) -> np.ndarray:
+    """MiniLM vectors float32 [n, 384] of the texts, from the cache where it has them."""
     ordered = sorted(texts)  # splits of the same facts number them differently, and share a file
     key = [minilm.fingerprint(directory), ordered]
-    vectors = cached(f"minilm-{name}", key, len(ordered), lambda: minilm.encode(ordered, minilm.load(directory)), cache)
+    vectors = load_or_make(f"minilm-{name}", key, len(ordered), lambda: minilm.encode(ordered, minilm.load(directory)), cache)
     rows = {text: row for row, text in enumerate(ordered)}
     return vectors[[rows[text] for text in texts]]
 
 
-def _in_order(words: Sequence[str], rows: Mapping[str, int], vectors: np.ndarray) -> np.ndarray:
+def _lookup(words: Sequence[str], rows: Mapping[str, int], vectors: np.ndarray) -> np.ndarray:
+    """The row of each word; words without one get that of UNKNOWN or, if it has none either, the mean."""
     unknown = vectors[rows[UNKNOWN]] if UNKNOWN in rows else vectors.mean(0)
     return np.concatenate([vectors, unknown[None]])[[rows.get(word, -1) for word in words]]
 
 
-def _complete(vectors: np.ndarray) -> np.ndarray:
-    """Rows for padding and unknown words put before those of all other words."""
+def _prepend_special(vectors: np.ndarray) -> np.ndarray:
+    """`vectors` with rows for padding (zero) and unknown words (their mean) put first."""
     return np.concatenate([np.zeros_like(vectors[:1]), vectors.mean(0, keepdims=True), vectors])
 
 
 def default_cache() -> Path:
-    """Where vectors go unless told otherwise."""
+    """The folder in which vectors are kept by default."""
     return Path(os.environ.get("QUINTET_CACHE") or Path.home() / ".cache" / "quintet") / "kbc"
 
 
-def cached(name: str, key, count: int, make: Callable[[], np.ndarray], cache: Path | str = "") -> np.ndarray:
-    """`make()`, float32 [count, D], or what it returned before for the same name and `key` (anything that JSON can hold).
+def load_or_make(name: str, key, count: int, make: Callable[[], np.ndarray], cache: Path | str = "") -> np.ndarray:
+    """The vectors float32 [count, D] that `make()` returns, or has returned before for the same name and key.
+
+    Args:
+      name: start of the file's name.
+      key: all that the vectors depend on, anything that JSON can hold.
+      cache: as for `word_vectors`.
 
     A file that cannot be read is made again; a folder that cannot be written to is a warning. Two processes at once are safe:
     each writes a file of its own and renames it.
@@ -185,8 +206,8 @@ def cached(name: str, key, count: int, make: Callable[[], np.ndarray], cache: Pa
     digest = hashlib.sha256(json.dumps([RECIPE, key]).encode()).hexdigest()
     folder = Path(cache) if cache else default_cache()
     target, hidden = folder / f"{name}-{digest[:32]}.npz", folder / f".{uuid.uuid4().hex}.npz"
-    if (found := _read(target, count)) is not None:
-        return found
+    if (vectors := _read(target, count)) is not None:
+        return vectors
     log.info("making %s vectors (%d)", name, count)
     vectors = make()
     try:
@@ -201,6 +222,7 @@ def cached(name: str, key, count: int, make: Callable[[], np.ndarray], cache: Pa
 
 
 def _read(path: Path, count: int) -> np.ndarray | None:
+    """The vectors of a cache file; None if it is missing, damaged or of another size."""
     try:
         with np.load(path, allow_pickle=False) as file:
             vectors = file["vectors"]

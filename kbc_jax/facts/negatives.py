@@ -16,7 +16,7 @@ KINDS = ("rand", "max", "mix", "argsim")
 def draw(
     key: jax.Array, options: ConfigDict, triples: jax.Array, sums: jax.Array | None, current: Callable[[], tuple]
 ) -> jax.Array:
-    """Which row each slot is replaced from: int32 [each, B, 3] for (relation, head, tail).
+    """The row that replaces each slot of each positive, int32 [each, B, 3] for (relation, head, tail).
 
     Args:
       options: `kind` (see below), `each` corruptions a slot, `allow_self`: a row may replace itself, which makes a "negative"
@@ -30,13 +30,15 @@ def draw(
       triples: int32 [B, 3].
       sums: [phrases, D] sums of initial word vectors, for 'argsim'.
       current: () -> (net, slots) of the batch, without gradients, for 'max' and 'mix'.
+
+    Raises UserError for an unknown kind.
     """
     if options.kind not in KINDS:
         raise UserError(f"negatives.kind {options.kind!r} is unknown: use one of {', '.join(KINDS)}")
     B, each = len(triples), options.each
     if options.kind == "argsim":
         tries = _uniform(key, (options.tries, each, B, 3), B, options.allow_self)
-        return _first(tries, _sensible(tries, triples, sums) > options.threshold)
+        return _first_good(tries, _head_tail_products(tries, triples, sums) > options.threshold)
     key, coin = jax.random.split(key)
     rand = _uniform(key, (each, B, 3), B, options.allow_self)
     if options.kind == "rand":
@@ -48,14 +50,17 @@ def draw(
 
 
 def index(relation: jax.Array, swaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(head row, relation, tail row) of the B positives, then of their corruptions: each [B + 3 each B]."""
+    """Triples by row number: (head row, relation, tail row) of the B positives, then of their corruptions; [B + 3 each B] each.
+
+    Args: relation int32 [B] of the positives; swaps as `draw` returns them.
+    """
     B = len(relation)
-    own = jnp.arange(B)
-    i, r, j = [own], [relation], [own]
+    rows = jnp.arange(B)
+    i, r, j = [rows], [relation], [rows]
     for swap in swaps:
-        i += [own, swap[:, 1], own]
+        i += [rows, swap[:, 1], rows]
         r += [relation[swap[:, 0]], relation, relation]
-        j += [own, own, swap[:, 2]]
+        j += [rows, rows, swap[:, 2]]
     return jnp.concatenate(i), jnp.concatenate(r), jnp.concatenate(j)
 
 
@@ -66,25 +71,26 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], B: int, allow_self: bool) -
 
 
 def _hardest(net: Any, slots: Any, relation: jax.Array) -> jax.Array:
-    """For each row the best-scored replacement of its relation, head and tail by another row: int32 [B, 3]."""
-    own = jnp.arange(len(relation))
+    """The other row whose relation, head, tail the model scores highest in this row's place, int32 [B, 3]."""
+    rows = jnp.arange(len(relation))
 
     def best(scores: jax.Array) -> jax.Array:
-        return jnp.where(jnp.eye(len(own), dtype=bool), -jnp.inf, scores).argmax(1)
+        return jnp.where(jnp.eye(len(rows), dtype=bool), -jnp.inf, scores).argmax(1)
 
-    every = net.rows(slots, own[:, None], jnp.arange(len(RELATIONS)), own[:, None])
-    return jnp.stack([best(every[:, relation]), best(net.heads(slots, relation)), best(net.tails(slots, relation))], 1)
+    by_relation = net.rows(slots, rows[:, None], jnp.arange(len(RELATIONS)), rows[:, None])
+    return jnp.stack([best(by_relation[:, relation]), best(net.heads(slots, relation)), best(net.tails(slots, relation))], 1)
 
 
-def _sensible(tries: jax.Array, triples: jax.Array, sums: jax.Array) -> jax.Array:
-    """<head, tail> of each corruption: [tries, each, B, 3]. A new relation leaves head and tail as they are."""
+def _head_tail_products(tries: jax.Array, triples: jax.Array, sums: jax.Array) -> jax.Array:
+    """Products <head, tail> of the corruptions, [tries, each, B, 3]. A new relation leaves head and tail as they are."""
     h, t = sums[triples[:, 0]], sums[triples[:, 2]]
     grid = h @ t.T
-    own = jnp.arange(len(triples))
-    same = jnp.broadcast_to(jnp.diagonal(grid), tries.shape[:-1])
-    return jnp.stack([same, grid[tries[..., 1], own], grid[own, tries[..., 2]]], -1)
+    rows = jnp.arange(len(triples))
+    unchanged = jnp.broadcast_to(jnp.diagonal(grid), tries.shape[:-1])
+    return jnp.stack([unchanged, grid[tries[..., 1], rows], grid[rows, tries[..., 2]]], -1)
 
 
-def _first(tries: jax.Array, good: jax.Array) -> jax.Array:
+def _first_good(tries: jax.Array, good: jax.Array) -> jax.Array:
+    """For each slot the first of the draws [tries, ...] that is good, bool [tries, ...], or the last draw."""
     chosen = jnp.where(good.any(0), good.argmax(0), len(tries) - 1)
     return jnp.take_along_axis(tries, chosen[None], 0)[0]

@@ -27,7 +27,7 @@ CANDIDATES = 8
 
 
 def novelty(train: Triples, queries: Triples, lexicon: Lexicon, vectors, *, unknown: str = "zero"):
-    """(distance float32 [n], row of the nearest training triple int64 [n]) of each query. Args: those of `neighbours`."""
+    """Novelty of each query: (distance float32 [n], row of the nearest training triple int64 [n]). Args as for `neighbours`."""
     distance, row = neighbours(train, queries, lexicon, vectors, 1, unknown=unknown)
     return distance[:, 0], row[:, 0]
 
@@ -37,8 +37,8 @@ def neighbours(train: Triples, queries: Triples, lexicon: Lexicon, vectors, k: i
 
     Args:
       vectors: float [words, D], the lexicon's words. Phrases are cut at the lexicon's width.
-      k: see `k_nearest`; of training triples with the same head and tail only the first is among them.
-      unknown: what a word is that does not occur in training. "zero": the zero padding vector, as in the authors' code, for
+      k: number of neighbours (see `k_nearest`); of training triples with the same head and tail only the first counts.
+      unknown: vector of words that do not occur in training. "zero": the zero padding vector, as in the authors' code, for
         vectors made from the training triples; "keep": its row of `vectors`, for vectors made from other text.
     """
     if unknown == "zero":
@@ -50,7 +50,7 @@ def neighbours(train: Triples, queries: Triples, lexicon: Lexicon, vectors, k: i
 
 
 def nearest(vectors, queries, train, *, block: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """Exact nearest training pairs: (distance float32 [n], index int64 [n], a row of `train`). Args: those of `k_nearest`."""
+    """Nearest training pair of each query: (distance float32 [n], row of `train` int64 [n]). Args as for `k_nearest`."""
     distance, index = k_nearest(vectors, queries, train, 1, block=block)
     return distance[:, 0], index[:, 0]
 
@@ -71,28 +71,28 @@ def k_nearest(vectors, queries, train, k: int, *, block: int = 128) -> tuple[np.
     if not 0 < k <= min(CANDIDATES, pairs):
         raise UserError(f"the nearest {k} of {pairs} training pairs cannot be had: ask for 1 to {min(CANDIDATES, pairs)}")
     (heads, head), (tails, tail) = (np.unique(train[rows, side], return_inverse=True) for side in (0, 1))
-    known = jax.device_put((pairs, vectors[heads], vectors[tails], head.astype(np.int32), tail.astype(np.int32)))
-    found = []
+    train_arrays = jax.device_put((pairs, vectors[heads], vectors[tails], head.astype(np.int32), tail.astype(np.int32)))
+    blocks = []
     for begin in range(0, len(queries), block):
-        some = queries[begin : begin + block]
-        padded = np.pad(some, ((0, block - len(some)), (0, 0)), mode="edge")  # one shape, one compilation
-        distance, index = _nearest_block(*known, vectors[padded[:, 0]], vectors[padded[:, 1]])
-        found.append((distance[: len(some), :k], index[: len(some), :k]))
-    if not found:
+        chunk = queries[begin : begin + block]
+        padded = np.pad(chunk, ((0, block - len(chunk)), (0, 0)), mode="edge")  # one shape, one compilation
+        distance, index = _nearest_block(*train_arrays, vectors[padded[:, 0]], vectors[padded[:, 1]])
+        blocks.append((distance[: len(chunk), :k], index[: len(chunk), :k]))
+    if not blocks:
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
-    distance, index = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    distance, index = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return distance, rows[index]
 
 
 def _distinct_pairs(train):
-    """Rows where each distinct pair of train occurs first, padded with the last one to whole groups; number of pairs."""
+    """(rows where the distinct pairs of train first occur, padded with the last one to whole groups; number of pairs)."""
     _, first = np.unique(train[:, 0].astype(np.int64) << 32 | train[:, 1], return_index=True)
     return np.pad(np.sort(first), (0, -len(first) % GROUP), mode="edge"), len(first)
 
 
 @jax.jit
 def _nearest_block(pairs, heads_HD, tails_TD, head_M, tail_M, head_QD, tail_QD):
-    """(distance, index into M) [Q, CANDIDATES] of the nearest training pairs; M holds `pairs` of them, then padding."""
+    """The nearest training pairs: (distance, index into M) [Q, CANDIDATES] each. M holds `pairs` pairs, then padding."""
     rough_QH, rough_QT = _distances(head_QD, heads_HD), _distances(tail_QD, tails_TD)
     rough_QGM = (rough_QH[:, head_M] + rough_QT[:, tail_M]).reshape(len(head_QD), -1, GROUP)
     # The CANDIDATES smallest values lie in the groups with the CANDIDATES smallest minima.
@@ -102,20 +102,20 @@ def _nearest_block(pairs, heads_HD, tails_TD, head_M, tail_M, head_QD, tail_QD):
     rough_QN = jnp.where(member_QN < pairs, rough_QN, jnp.inf)  # or copies of the last pair could be all the candidates
     candidate_QC = _pick(member_QN, jax.lax.top_k(-rough_QN, CANDIDATES)[1])
     distance_QC = sum(
-        jnp.linalg.norm(query[:, None] - known[side[candidate_QC]], axis=-1)
-        for query, known, side in ((head_QD, heads_HD, head_M), (tail_QD, tails_TD, tail_M))
+        jnp.linalg.norm(query[:, None] - phrases[side[candidate_QC]], axis=-1)
+        for query, phrases, side in ((head_QD, heads_HD, head_M), (tail_QD, tails_TD, tail_M))
     )
     distance_QC = jnp.where(candidate_QC < pairs, distance_QC, jnp.inf)
     return jax.lax.sort((distance_QC, candidate_QC), num_keys=2)  # equal distances by row
 
 
 def _distances(a, b):
-    """[A, B] distances between the rows of a and of b, by expansion of the square."""
+    """Distances [A, B] between the rows of a and of b, by expansion of the square."""
     # Full precision: accelerators would multiply in bfloat16 or TF32, and candidates would be picked by noise.
     products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.sqrt(jnp.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * products, 0))
 
 
 def _pick(values, places):
-    """Of each row of values [Q, n], those at its places [Q, k]."""
+    """The values [Q, n] at the places [Q, k] of each row."""
     return jnp.take_along_axis(values, places, axis=1)

@@ -1,4 +1,4 @@
-"""What a completion run learns from: splits, lexicon, and a Source of training triples."""
+"""The data of a completion run: its splits, their lexicon, and a Source of training triples."""
 
 import functools
 from typing import NamedTuple
@@ -14,7 +14,7 @@ MINED = ("novel3000.tsv", "human_scored_466.tsv")
 
 
 class Knowledge(NamedTuple):
-    """splits: those to select on, by name, with one training set; `lexicon` over all of them and the mined triples."""
+    """Splits of one training set, by name, and the lexicon of all of them and of the mined triples."""
 
     splits: dict[str, Split]
     lexicon: Lexicon
@@ -25,7 +25,7 @@ class Knowledge(NamedTuple):
 
 
 def open_knowledge(data: ConfigDict) -> Knowledge:
-    """The data that `config.data` names."""
+    """The data that `config.data` names. Raises UserError if its splits have different training triples."""
     if not data.splits or data.width < 1:
         raise UserError("config.data needs at least one split and a width of 1 word or more")
     folder = find_directory(data.dir)
@@ -47,13 +47,11 @@ def _open(names: tuple[str, ...], directory: str, seed: int, width: int) -> Know
 class TripleSource:
     """Training positives: int32 [n, 3] rows of (head phrase, relation, tail phrase)."""
 
-    randoms = 0
-
     def __init__(self, ids: np.ndarray):
         self._ids = ids
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def batch(self, indices: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         return self._ids[indices]

@@ -1,4 +1,4 @@
-"""A small world of our own, so that every command runs without any data: things share the facts of their kinds."""
+"""Embedded toy facts, with which every command runs without data: things share the facts of their kinds."""
 
 import random
 
@@ -30,7 +30,7 @@ ADJECTIVES = ("", "old ", "small ", "big ")
 
 
 def split() -> tuple[list, list, list, list]:
-    """train, dev1, dev2, test: rows (relation, head, tail, label) in lower case. Negatives take a slot of another positive."""
+    """(train, dev1, dev2, test) as rows (relation, head, tail, label) in lower case; dev and test are half negatives."""
     rng = random.Random(0)
     rows = [
         (relation.lower(), adjective + thing, tail)
@@ -46,9 +46,10 @@ def split() -> tuple[list, list, list, list]:
 
 
 def _negatives(positives: list, rng: random.Random) -> list:
-    found = []
+    """A false row of each positive: one slot replaced by that of a random one."""
+    rows = []
     for row in positives:
         slot, corrupted = rng.randrange(3), list(row)
         corrupted[slot] = rng.choice(positives)[slot]
-        found.append((*corrupted, False))
-    return found
+        rows.append((*corrupted, False))
+    return rows

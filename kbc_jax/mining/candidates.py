@@ -24,13 +24,13 @@ _ID_BITS = 26  # of a phrase number; two of them and a bit for each relation fit
 
 
 class Sides(NamedTuple):
-    """How often each tag sequence (tuple of str) occurs among a relation's heads, and among its tails."""
+    """Counts of tag sequences (tuples of str) among the heads and among the tails of a relation."""
 
     head: Counter
     tail: Counter
 
 
-Patterns = dict[str, Sides]  # relation -> its kept patterns
+Patterns = dict[str, Sides]  # relation -> its most frequent tag sequences
 
 
 def learn_patterns(
@@ -56,7 +56,7 @@ def learn_patterns(
 
 
 def save_patterns(patterns: Patterns, path: Path | str) -> None:
-    """JSON: {relation: {"head": {"ADJ NOUN": count}, "tail": ...}}, the most frequent first."""
+    """Write patterns as JSON: {relation: {"head": {"ADJ NOUN": count}, "tail": ...}}, the most frequent first."""
     table = {
         relation: {side: {" ".join(tags): n for tags, n in counter.most_common()} for side, counter in sides._asdict().items()}
         for relation, sides in patterns.items()
@@ -65,7 +65,7 @@ def save_patterns(patterns: Patterns, path: Path | str) -> None:
 
 
 def load_patterns(path: Path | str) -> Patterns:
-    """Inverse of `save_patterns`. Raises UserError for a file that is no such JSON."""
+    """Read the patterns that `save_patterns` has written. Raises UserError for another file."""
     try:
         table = json.loads(files.text(path))
         patterns = {relation: Sides(_counter(sides["head"]), _counter(sides["tail"])) for relation, sides in table.items()}
@@ -89,7 +89,7 @@ def candidates(
     minimum: int = 1,
     max_words: int = 5,
 ) -> Counter:
-    """Candidate triples: Counter {(relation, head, tail): number of sentences that it is in}.
+    """Candidate triples with the number of sentences each is in, Counter {(relation, head, tail): count}.
 
     Args:
       sentences: tagged sentences, read once; of each only its arguments are kept.
@@ -98,39 +98,41 @@ def candidates(
       minimum: least count. Phrases in fewer sentences than this are dropped before pairs are formed, so that a higher minimum
         saves time and memory; at 1 every pair of phrases is made a triple of strings.
       max_words: longest n-gram.
+
+    Raises UserError for options out of range, too many relations or too many phrases.
     """
     if min(window + 1, minimum, max_words) < 1:
         raise UserError("candidates need window >= 0, minimum >= 1 and max_words >= 1")
     if len(patterns) + 2 * _ID_BITS > 63:
         raise UserError(f"patterns of {len(patterns)} relations are too many at once: at most {63 - 2 * _ID_BITS}")
     pairs, phrases = _find_pairs(sentences, patterns, window, minimum, max_words)
-    dropped = set(known.keys()) if known else set()
+    excluded = set(known.keys()) if known else set()
     counted = Counter()
     for relation, rows, counts in _count(pairs, list(patterns), minimum):
         for pair, count in zip(rows.tolist(), counts.tolist(), strict=True):
             key = (relation, phrases[pair >> _ID_BITS], phrases[pair & (1 << _ID_BITS) - 1])
-            if key not in dropped:
+            if key not in excluded:
                 counted[key] = count
     return counted
 
 
 def _find_pairs(sentences, patterns: Patterns, window: int, minimum: int, max_words: int) -> tuple[np.ndarray, list[str]]:
-    """The pairs of all sentences (see `_pairs`), sorted; the phrases by their numbers."""
+    """(pairs of all sentences, sorted, as `_pairs` makes them; phrases, by number)."""
     ids: dict[str, int] = {}
     masks = _pattern_masks(patterns)
-    found = [a for s in sentences if len(a := _arguments(s, masks, ids, max_words)) > 1]
+    tables = [a for s in sentences if len(a := _arguments(s, masks, ids, max_words)) > 1]
     if len(ids) >> _ID_BITS:
         raise UserError(f"more than {1 << _ID_BITS:,} distinct phrases: extract from less text at once")
-    if not found:
+    if not tables:
         return np.zeros(0, np.int64), []
-    sentences_of = np.bincount(np.concatenate([np.unique(a[:, 0]) for a in found]), minlength=len(ids))
-    pairs = np.concatenate([_pairs(a[sentences_of[a[:, 0]] >= minimum], window, len(patterns)) for a in found])
+    frequency = np.bincount(np.concatenate([np.unique(a[:, 0]) for a in tables]), minlength=len(ids))
+    pairs = np.concatenate([_pairs(a[frequency[a[:, 0]] >= minimum], window, len(patterns)) for a in tables])
     pairs.sort()
     return pairs, list(ids)
 
 
 def _pattern_masks(patterns: Patterns) -> dict[tuple[str, ...], list[int]]:
-    """Tag sequence -> the relations whose heads it fits, those whose tails it fits: a bit for each relation."""
+    """{tag sequence: [relations whose heads it fits, relations whose tails it fits]}, a bit for each relation."""
     masks: dict[tuple[str, ...], list[int]] = {}
     for bit, sides in enumerate(patterns.values()):
         for side, counter in enumerate(sides):
@@ -140,7 +142,10 @@ def _pattern_masks(patterns: Patterns) -> dict[tuple[str, ...], list[int]]:
 
 
 def _arguments(sentence: Sequence[Token], masks, ids: dict[str, int], max_words: int) -> np.ndarray:
-    """int64 [m, 5]: phrase number, first word, end, relations it can be head of, tail of. New phrases are added to `ids`."""
+    """Arguments of a sentence, int64 [m, 5]: phrase, first word, end, relations it fits as head, as tail.
+
+    `ids` numbers phrases, and gets the new ones. Relations are bits, as in `_pattern_masks`.
+    """
     tags, rows = tuple(token.tag for token in sentence), []
     for begin in range(len(tags)):
         for end in range(begin + 1, min(begin + max_words, len(tags)) + 1):
@@ -151,7 +156,7 @@ def _arguments(sentence: Sequence[Token], masks, ids: dict[str, int], max_words:
 
 
 def _pairs(arguments: np.ndarray, window: int, relations: int) -> np.ndarray:
-    """int64 [p] of one sentence: head number, tail number, relations, from the high bits down.
+    """Pairs of one sentence, int64 [p]: head number, tail number, relations, from the high bits down.
 
     Each (head, tail) comes once, so that a place in the text that is both 'the dog' and 'dog' is not counted twice.
     """
@@ -160,8 +165,8 @@ def _pairs(arguments: np.ndarray, window: int, relations: int) -> np.ndarray:
     before, after = np.nonzero((gap >= 0) & (gap <= window))
     head, tail = np.concatenate([before, after]), np.concatenate([after, before])
     fits = head_of[head] & tail_of[tail]
-    use = (fits > 0) & (phrase[head] != phrase[tail])
-    pair, fits = (phrase[head] << _ID_BITS | phrase[tail])[use], fits[use]
+    keep = (fits > 0) & (phrase[head] != phrase[tail])
+    pair, fits = (phrase[head] << _ID_BITS | phrase[tail])[keep], fits[keep]
     if not len(pair):
         return pair
     order = np.argsort(pair)
@@ -170,37 +175,37 @@ def _pairs(arguments: np.ndarray, window: int, relations: int) -> np.ndarray:
 
 
 def _starts(values: np.ndarray) -> np.ndarray:
-    """Where each run of equal values begins."""
+    """Starts of the runs of equal values."""
     return np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
 
 
 def _count(pairs: np.ndarray, relations: Sequence[str], minimum: int):
-    """(relation, pairs int64 [k], counts [k] >= minimum) of each relation, from the sorted output of `_pairs`."""
+    """Yield (relation, pairs int64 [k], counts [k] >= minimum) for each relation, from the sorted output of `_pairs`."""
     starts = _starts(pairs >> len(relations))
     lengths = np.diff(np.append(starts, len(pairs)))
     pairs = pairs[np.repeat(lengths >= minimum, lengths)]
     starts = _starts(pairs >> len(relations))
     for bit, relation in enumerate(relations):
         counts = np.add.reduceat(pairs >> bit & 1, starts) if len(starts) else starts
-        enough = counts >= minimum
-        yield relation, pairs[starts[enough]] >> len(relations), counts[enough]
+        frequent = counts >= minimum
+        yield relation, pairs[starts[frequent]] >> len(relations), counts[frequent]
 
 
 def as_triples(counted: Counter) -> tuple[Triples, np.ndarray]:
-    """The keys and counts int64 [n] of `candidates`, the most frequent first, then by the alphabet."""
+    """(triples, counts int64 [n]) of `candidates`, the most frequent first, then by the alphabet."""
     ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
     columns = zip(*(key for key, _ in ordered), strict=True) if ordered else ((), (), ())
     return Triples(*columns, np.ones(len(ordered), bool)), np.array([n for _, n in ordered], np.int64)
 
 
 def write_mined(path: Path | str, triples: Triples, **columns: Iterable[float]) -> None:
-    """Tab-separated with a header: rel, head, tail and the named columns of numbers [n]."""
+    """Write triples with columns of numbers [n], tab-separated under the header rel, head, tail, and the columns' names."""
     rows = zip((RELATIONS[r] for r in triples.relation), triples.head, triples.tail, *columns.values(), strict=True)
     files.write(path, ("\t".join(map(str, row)) for row in itertools.chain([("rel", "head", "tail", *columns)], rows)))
 
 
 def read_mined(path: Path | str) -> tuple[Triples, dict[str, np.ndarray]]:
-    """Mined triples and their columns of numbers float64 [n]; `sheet`, a name, is left out.
+    """(mined triples, {column: numbers float64 [n]}) of a file; the column `sheet`, which holds names, is left out.
 
     The header is rel, head, tail and names of columns (`novel3000.tsv`, `human_scored_466.tsv` and what `write_mined` makes).
     Raises UserError, with file and line, for anything else.

@@ -1,4 +1,4 @@
-"""Blinded rating sheets for people, what they give back, and what it says about the models.
+"""Blinded rating sheets: export for people, import of what they filled in, agreement, means of the models.
 
 Two studies of Jastrzębski et al. 2018. Quality: the best triples of several models, mixed, the model hidden, rated 0 to 4 (the
 scale of Speer et al. 2010, as in Li et al. 2016). Novelty: a triple beside its nearest training triples, and a code for how it
@@ -48,7 +48,7 @@ _VERBS = {
 
 
 class Ratings(NamedTuple):
-    """Filled quality sheets. n triples, R raters; NaN where a rater left a row open."""
+    """Filled quality sheets of n triples by R raters; NaN where a rater left a row open."""
 
     raters: tuple[str, ...]
     triples: Triples
@@ -65,21 +65,23 @@ class NoveltyCodes(NamedTuple):
 
 
 def statement(key: tuple[str, str, str]) -> str:
-    """A triple to read: 'dog is capable of: bark'."""
+    """The triple as a statement for people: 'dog is capable of: bark'."""
     relation, head, tail = key
     return f"{head} {_VERBS[relation]}: {tail}"
 
 
 def export_sheet(models: Mapping[str, Triples], path: Path | str, key_path: Path | str, *, seed: int = 777) -> int:
-    """Write the blinded sheet of the triples of each model, given from the best down, each once, shuffled -> number of rows.
+    """Write the blinded sheet, every triple once, shuffled, and its key; returns the number of rows.
 
-    The key keeps the models that picked a row, with the place (from 1) it had. Row names depend on the triple alone.
+    `models`: {model: its triples, the best first}.
+
+    The key holds the models that picked a row, with its place (from 1) in each. Row names depend on the triple alone.
     """
-    picked: dict[tuple[str, str, str], dict[str, int]] = {}
+    places_of: dict[tuple[str, str, str], dict[str, int]] = {}
     for name, ranked in models.items():
         for place, triple in enumerate(ranked.keys(), 1):
-            picked.setdefault(triple, {}).setdefault(name, place)
-    rows = {_name(triple): {"triple": triple, "models": places} for triple, places in picked.items()}
+            places_of.setdefault(triple, {}).setdefault(name, place)
+    rows = {_name(triple): {"triple": triple, "models": places} for triple, places in places_of.items()}
     help_lines = ["How true is each statement? Fill in the last column with a whole number:", *_legend(SCALE)]
     _write_sheet(
         path, help_lines, ["id", "statement", "rating"], [[name, statement(r["triple"])] for name, r in rows.items()], seed
@@ -97,17 +99,17 @@ def export_novelty_sheet(
     *,
     seed: int = 777,
 ) -> int:
-    """Write the sheet of the novelty study, shuffled -> number of rows.
+    """Write the sheet of the novelty study, shuffled, and its key; returns the number of rows.
 
     nearest: for each of the n triples its nearest training triples, the nearest first. novelty: float [n], only in the key.
     """
-    rows, shown = {}, []
+    rows, lines = {}, []
     for triple, near, value in zip(triples.keys(), nearest, novelty, strict=True):
         if (name := _name(triple)) not in rows:
             rows[name] = {"triple": triple, "novelty": float(value)}
-            shown.append([name, statement(triple), " | ".join(map(statement, near.keys()))])
+            lines.append([name, statement(triple), " | ".join(map(statement, near.keys()))])
     help_lines = ["How does each statement follow from those beside it? Fill in the last column with a code:", *_legend(CODES)]
-    _write_sheet(path, help_lines, ["id", "statement", "nearest", "code"], shown, seed)
+    _write_sheet(path, help_lines, ["id", "statement", "nearest", "code"], lines, seed)
     _write_key(key_path, "novelty", seed, rows)
     return len(rows)
 
@@ -136,18 +138,18 @@ def import_novelty_sheet(path: Path | str, key_path: Path | str) -> NoveltyCodes
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Of two raters [n], NaN where open: `n` rows rated by both, `pearson`, `spearman`, Cohen's `kappa` and `quadratic_kappa`.
+    """Agreement of two raters [n], NaN where open: {n, pearson, spearman, kappa, quadratic_kappa}.
 
-    Kappa takes the five ratings as categories; the quadratic one weighs a disagreement by its square. NaN where a rater never
-    changes. Raises UserError for less than two common rows.
+    n: number of rows rated by both. Kappa (Cohen's) takes the five ratings as categories; the quadratic one weighs a
+    disagreement by its square. NaN where a rater never changes. Raises UserError for less than two common rows.
     """
-    both = np.isfinite(a) & np.isfinite(b)
-    if both.sum() < 2:
-        raise UserError(f"two raters need at least 2 rows that both have filled in; there are {both.sum()}")
-    x, y = np.asarray(a)[both], np.asarray(b)[both]
+    common = np.isfinite(a) & np.isfinite(b)
+    if common.sum() < 2:
+        raise UserError(f"two raters need at least 2 rows that both have filled in; there are {common.sum()}")
+    x, y = np.asarray(a)[common], np.asarray(b)[common]
     i, j = np.indices((len(SCALE), len(SCALE)))
     return {
-        "n": int(both.sum()),
+        "n": int(common.sum()),
         "pearson": _correlation(stats.pearsonr, x, y),
         "spearman": _correlation(stats.spearmanr, x, y),
         "kappa": _kappa(x.astype(int), y.astype(int), i != j),
@@ -156,20 +158,22 @@ def agreement(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def _kappa(x: np.ndarray, y: np.ndarray, cost: np.ndarray) -> float:
-    """1 - observed / expected cost of disagreement (Cohen 1968); cost [k, k] of ratings int [n] from 0 to k - 1."""
+    """Kappa, 1 - observed / expected cost of disagreement (Cohen 1968), of ratings int [n] from 0 to k - 1; cost [k, k]."""
     shares = [np.bincount(v, minlength=len(cost)) / len(v) for v in (x, y)]
     expected = (np.outer(*shares) * cost).sum()
     return float(1 - cost[x, y].mean() / expected) if expected else float("nan")
 
 
-def _correlation(of, x: np.ndarray, y: np.ndarray) -> float:
-    return float(of(x, y).statistic) if np.ptp(x) and np.ptp(y) else float("nan")
+def _correlation(test, x: np.ndarray, y: np.ndarray) -> float:
+    """Statistic of a scipy correlation test; NaN where x or y is constant."""
+    return float(test(x, y).statistic) if np.ptp(x) and np.ptp(y) else float("nan")
 
 
 def model_means(ratings: Ratings, *, draws: int = 2000, seed: int = 0) -> dict[str, dict[str, float]]:
-    """{model: n, mean, error, low, high}: mean rating of its triples, each the mean of its raters.
+    """Mean rating of each model's triples, of each of them the mean of its raters: {model: {n, mean, error, low, high}}.
 
-    error, low, high: bootstrap standard error and 95 % interval over triples; they say nothing about other raters.
+    error, low, high: bootstrap standard error and 95 % interval over triples; they say nothing about other raters. Raises
+    UserError for a model without ratings.
     """
     table = {}
     for name, member in ratings.models.items():
@@ -177,31 +181,34 @@ def model_means(ratings: Ratings, *, draws: int = 2000, seed: int = 0) -> dict[s
         if not rated.size:
             raise UserError(f"no triple of {name} is rated yet")
         values = np.nanmean(rated, 0)
-        drawn = [values[rows].mean() for rows in _draws(len(values), draws, seed)]
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        means = [values[rows].mean() for rows in _draws(len(values), draws, seed)]
+        low, high = np.quantile(means, [0.025, 0.975])
         table[name] = {
-            "n": len(values), "mean": float(values.mean()), "error": float(np.std(drawn, ddof=1)), "low": float(low),
+            "n": len(values), "mean": float(values.mean()), "error": float(np.std(means, ddof=1)), "low": float(low),
             "high": float(high),
         }  # fmt: skip
     return table
 
 
 def novelty_summary(codes: np.ndarray, novelty: np.ndarray) -> dict:
-    """Table of the novelty study: `sampled`, `kept`, `shares` of A to F, `mean` on the ordered scale 0 to 5, `mean_near` and
-    `mean_far` half by computed novelty, `pearson` with it. Open rows, false statements and knowledge are left out."""
+    """Table of the novelty study, without open rows, false statements and knowledge.
+
+    Returns `sampled`, `kept`, `shares` of A to F, `mean` on the ordered scale 0 to 5, `mean_near` and `mean_far` half by
+    computed novelty, `pearson` with it. Raises UserError for less than two rows.
+    """
     keep = np.isin(codes, ORDER)
     if keep.sum() < 2:
         raise UserError(f"the novelty table needs at least 2 rows with a code of {sorted(ORDER)}; there are {keep.sum()}")
     scale = np.array([ORDER.index(code) for code in np.asarray(codes)[keep]])
-    near = scale[np.argsort(np.asarray(novelty)[keep], kind="stable")]
-    half = len(near) // 2
+    ordered = scale[np.argsort(np.asarray(novelty)[keep], kind="stable")]
+    half = len(ordered) // 2
     return {
         "sampled": len(codes),
         "kept": len(scale),
         "shares": dict(zip("ABCDEF", (np.bincount(scale, minlength=6) / len(scale)).tolist(), strict=True)),
         "mean": float(scale.mean()),
-        "mean_near": float(near[:half].mean()),
-        "mean_far": float(near[half:].mean()),
+        "mean_near": float(ordered[:half].mean()),
+        "mean_far": float(ordered[half:].mean()),
         "pearson": _correlation(stats.pearsonr, scale, np.asarray(novelty)[keep]),
     }
 
@@ -212,7 +219,7 @@ def _draws(n: int, draws: int, seed: int):
 
 
 def _name(triple: tuple[str, str, str]) -> str:
-    """Row name: eight hex digits with a letter in front, lest a spreadsheet takes it for a number such as 12e4567."""
+    """Name of a row: eight hex digits after a letter, lest a spreadsheet takes it for a number such as 12e4567."""
     return "t" + hashlib.sha256("\t".join(triple).encode()).hexdigest()[:8]
 
 
@@ -231,20 +238,21 @@ def _write_key(path, kind: str, seed: int, rows: Mapping[str, dict]) -> None:
 
 
 def _read_key(path: Path | str, kind: str) -> dict[str, dict]:
+    """Rows of a key. Raises UserError for another file or a key of another kind."""
     key = files.json_object(path, hint := "give the file that was written together with the sheet")
-    found, rows = key.get("kind"), key.get("rows")
-    if found not in _KEYS or not isinstance(rows, dict):
+    actual, rows = key.get("kind"), key.get("rows")
+    if actual not in _KEYS or not isinstance(rows, dict):
         raise UserError(f"{path} is not the key of a sheet: {hint}")
-    if found != kind:
-        raise UserError(f"{path} is the key of a {found} sheet, not of a {kind} sheet")
+    if actual != kind:
+        raise UserError(f"{path} is the key of a {actual} sheet, not of a {kind} sheet")
     if not all(isinstance(row, dict) and _KEYS[kind] <= row.keys() for row in rows.values()):
         raise UserError(f"{path} has a damaged row: {hint}")
     return rows
 
 
 def _read_sheet(path: Path | str, names: Sequence[str], allowed: Mapping[int, str]) -> np.ndarray:
-    """float64 [n]: the last column by the order of `names`, NaN where open. Spreadsheets may quote and add blank columns."""
-    place, values, seen = {name: i for i, name in enumerate(names)}, np.full(len(names), np.nan), {}
+    """The filled-in column in the order of `names`, float64 [n], NaN where open. Spreadsheets may quote and add columns."""
+    place, values, line_of = {name: i for i, name in enumerate(names)}, np.full(len(names), np.nan), {}
     column = None
     for number, line in files.lines(path):
         fields, where = [field.strip().strip('"') for field in line.split("\t")], f"{path} line {number}"
@@ -257,9 +265,9 @@ def _read_sheet(path: Path | str, names: Sequence[str], allowed: Mapping[int, st
             continue
         if fields[0] not in place:
             raise UserError(f"{where}: no row {fields[0]!r} in the key; is it the key of another sheet?")
-        if fields[0] in seen:
-            raise UserError(f"{where}: {fields[0]} is already on line {seen[fields[0]]}; keep one of them")
-        seen[fields[0]] = number
+        if fields[0] in line_of:
+            raise UserError(f"{where}: {fields[0]} is already on line {line_of[fields[0]]}; keep one of them")
+        line_of[fields[0]] = number
         if text := fields[column] if column < len(fields) else "":
             values[place[fields[0]]] = _number(text, allowed, where)
     return values

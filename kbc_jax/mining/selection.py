@@ -1,4 +1,4 @@
-"""What is done with candidates once a model has scored them: ranking, draws from the top, the walk through novelty buckets.
+"""Selection from scored candidates: ranking, draws from the top, the walk through novelty buckets.
 
 After the authors' code of Jastrzębski et al. 2018 (human_evaluate_triplets_v2.py, order_and_take_top_dist.py). A novelty
 function is any callable Triples [n] -> float [n].
@@ -16,7 +16,7 @@ OMCS_CUTS = (3.22, 4.31)  # thirds of Li et al.'s Wikipedia candidates under OMC
 
 
 def rank(triples: Triples, scores: np.ndarray) -> tuple[Triples, np.ndarray]:
-    """Triples and scores [n] by falling score; equal ones stay in order. Raises UserError for a score that is not a number."""
+    """(triples, scores [n]) by falling score; ties stay in order. Raises UserError for a score that is not a number."""
     scores = np.asarray(scores)
     if scores.shape != (triples.size,) or np.isnan(scores).any():
         raise UserError(f"ranking needs a number for each of the {triples.size} triples")
@@ -25,7 +25,10 @@ def rank(triples: Triples, scores: np.ndarray) -> tuple[Triples, np.ndarray]:
 
 
 def get_top(ranked: Triples, count: int, best: int, seed: int = 777) -> Triples:
-    """`count` of the `best` first ones, drawn without replacement; the authors' draw (their order runs from low to high)."""
+    """`count` triples drawn without replacement from the first `best`, as the authors draw (their order runs from low to high).
+
+    Raises UserError if there are too few.
+    """
     if not 0 < count <= best <= ranked.size:
         raise UserError(f"{count} of the best {best} of {ranked.size} triples cannot be drawn: ask for no more than there are")
     return ranked.take(best - 1 - np.random.RandomState(seed).choice(best, count, replace=False))
@@ -34,10 +37,10 @@ def get_top(ranked: Triples, count: int, best: int, seed: int = 777) -> Triples:
 def third_cuts(
     triples: Triples, novelty: Callable[[Triples], np.ndarray], most: int = 5000, seed: int = 0
 ) -> tuple[float, float]:
-    """The two novelties that cut candidates into thirds, by `most` of them at random, the same ones in any ranking."""
+    """The two novelties that cut candidates into thirds, estimated on at most `most` random ones, the same in any ranking."""
     order = sorted(range(triples.size), key=triples.keys().__getitem__)
-    some = triples.take(np.array(order)[np.random.default_rng(seed).permutation(triples.size)[:most]])
-    low, high = np.quantile(novelty(some), [1 / 3, 2 / 3])
+    sample = triples.take(np.array(order)[np.random.default_rng(seed).permutation(triples.size)[:most]])
+    low, high = np.quantile(novelty(sample), [1 / 3, 2 / 3])
     return float(low), float(high)
 
 
@@ -62,20 +65,20 @@ def bucket_walk(
     """
     if not len(cuts) or not (np.diff(cuts) > 0).all():
         raise UserError(f"novelty cuts must increase, not {', '.join(f'{cut:.4g}' for cut in cuts)}: give others")
-    found: list[list[tuple[int, float]]] = [[] for _ in range(len(cuts) + 1)]
+    buckets: list[list[tuple[int, float]]] = [[] for _ in range(len(cuts) + 1)]
     for begin in range(0, ranked.size, block):
-        if min(map(len, found)) >= per_bucket:
+        if min(map(len, buckets)) >= per_bucket:
             break
         rows = range(begin, min(begin + block, ranked.size))
         values = np.asarray(novelty(ranked.take(rows)))
         for row, value, bucket in zip(rows, values, np.digitize(values, cuts), strict=True):
-            if len(found[bucket]) < per_bucket:
-                found[bucket].append((row, value))
-    return [Bucket(np.array([r for r, _ in f], np.int64), np.array([v for _, v in f], float)) for f in found]
+            if len(buckets[bucket]) < per_bucket:
+                buckets[bucket].append((row, value))
+    return [Bucket(np.array([r for r, _ in pairs], np.int64), np.array([v for _, v in pairs], float)) for pairs in buckets]
 
 
 def mean_novelty_of_top(ranked: Triples, novelty: Callable[[Triples], np.ndarray], counts: Sequence[int]) -> dict[int, float]:
-    """{K: mean novelty of the K best}, for those K of `counts` that the ranking reaches."""
+    """Mean novelty of the K best triples, {K: mean}, for those K of `counts` that the ranking reaches."""
     reached = [count for count in counts if 0 < count <= ranked.size]
     values = novelty(ranked.take(range(max(reached)))) if reached else ()
     return {count: float(np.mean(values[:count])) for count in reached}

@@ -1,11 +1,11 @@
-"""Sentences of running text, and the part of speech and lemma of their words.
+"""Readers of text, and taggers that give each word its part of speech and its lemma.
 
 Tags are the twelve universal ones of Petrov et al. 2012, made from Penn tags by one table, so that patterns learnt with one
 tagger can be used with the words of another. Proper nouns are NOUN, auxiliaries VERB, and `to` is always PRT (Penn's TO has no
 other use; newer treebanks call the preposition IN).
 
 Phrases of ConceptNet are lower-case lemmas without a sentence around them. Any tagger is unsure there: 'store' of
-'go to store' comes out as a verb. Patterns kept by frequency are the remedy, not single tags.
+'go to store' comes out as a verb. Patterns are chosen by frequency, so that single wrong tags do not matter.
 """
 
 import re
@@ -18,7 +18,7 @@ from training import files
 from training.errors import UserError
 
 UNKNOWN_WORD = "<unk>"  # of WikiText: a rare word that was taken out
-BARRIER = "#"  # its tag; no pattern has it, so no phrase reaches across
+BARRIER = "#"  # tag of UNKNOWN_WORD; no pattern has it, so no phrase reaches across
 PUNCTUATION = "."
 _PENN = {
     "NOUN": "NN NNS NNP NNPS", "VERB": "VB VBD VBG VBN VBP VBZ MD", "ADJ": "JJ JJR JJS AFX", "ADV": "RB RBR RBS WRB",
@@ -53,14 +53,14 @@ Tagger = Callable[[Iterable[Sequence[str]]], Iterator[tuple[Token, ...]]]  # sen
 
 
 def universal(word: str, penn: str) -> str:
-    """Universal tag of a word with a Penn tag (also spaCy's further ones); what is not in the table counts as punctuation."""
+    """Universal tag of a word with a Penn tag or one of spaCy's further ones; tags outside the table are punctuation."""
     if word == UNKNOWN_WORD:
         return BARRIER
     return "PRT" if word.lower() == "to" else UNIVERSAL.get(penn, PUNCTUATION)
 
 
 class SpacyTagger:
-    """spaCy's small English pipeline, without parser and entities: about 10,000 words a second on one core.
+    """Tagger of spaCy's small English pipeline, without parser and entities: about 10,000 words a second on one core.
 
     Raises UserError where spaCy or its model is not installed.
     """
@@ -82,7 +82,7 @@ class SpacyTagger:
 
 
 class UnigramTagger:
-    """The most frequent tag of each word in tagged sentences; NOUN for other words. Lemmas are taken as they are.
+    """Tagger by the most frequent tag of each word in tagged sentences; NOUN for other words. A word is its own lemma.
 
     It needs no package, and suits phrases that are lemmas already. Words are counted under their form and their lemma.
     """
@@ -141,12 +141,12 @@ _WORD = re.compile(
 
 
 def tokenise(text: str) -> list[str]:
-    """Words in the manner of the Penn treebank: "don't" is do + n't, "dog's" is dog + 's; hyphens stay inside."""
+    """Words of a text, split as in the Penn treebank: "don't" is do + n't, "dog's" is dog + 's; hyphens stay inside."""
     return _WORD.findall(text.replace("’", "'"))
 
 
 def split_sentences(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Cut after '.', '!' and '?' that are words of their own."""
+    """Sentences of a text, cut after each '.', '!' and '?' that is a word by itself."""
     begin = 0
     for end, word in enumerate(words, 1):
         if word in (".", "!", "?") or end == len(words):
@@ -154,11 +154,12 @@ def split_sentences(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
             begin = end
 
 
-def _irregular(table: str) -> dict[str, str]:
+def _irregular_forms(table: str) -> dict[str, str]:
+    """{form: base} from 'base form form|base form'."""
     return {form: base for base, *forms in map(str.split, table.split("|")) for form in forms}
 
 
-_VERBS = _irregular(
+_VERBS = _irregular_forms(
     "be am is are was were been being 'm 're 's|have has had having 've|do does did done doing|go goes went gone going|"
     "make made|take took taken|come came|see saw seen|get got gotten|say said|know knew known|think thought|give gave given|"
     "find found|tell told|become became|leave left|feel felt|bring brought|begin began begun|keep kept|hold held|"
@@ -171,16 +172,16 @@ _VERBS = _irregular(
     "hide hid hidden|freeze froze frozen|wake woke woken|would 'd|tear tore torn|shake shook shaken|bite bit bitten|"
     "deal dealt|light lit|bind bound|sweep swept|swear swore sworn|wind wound"
 )
-_NOUNS = _irregular(
+_NOUNS = _irregular_forms(
     "man men|woman women|child children|foot feet|tooth teeth|mouse mice|goose geese|life lives|wife wives|knife knives|"
     "leaf leaves|wolf wolves|half halves|shelf shelves|loaf loaves|thief thieves|analysis analyses|index indices"
 )
-_OTHER = _irregular("good better best|bad worse worst|not n't")
+_OTHER = _irregular_forms("good better best|bad worse worst|not n't")
 _SUFFIX = {"VBD": "ed", "VBN": "ed", "VBG": "ing", "JJR": "er", "RBR": "er", "JJS": "est", "RBS": "est"}
 
 
 def lemmatise(word: str, penn: str, known: Mapping[str, int]) -> str:
-    """Lemma, lower case, by irregular forms and suffixes; for text that comes with Penn tags.
+    """Lemma of a word with a Penn tag, in lower case, by irregular forms and suffixes.
 
     known: how often each word is used as a lemma (the words of ConceptNet's phrases); it settles hop, hope of 'hoping'. On a
     tenth of MASC 97.7 % of the inflected nouns, verbs, adjectives and adverbs agree with spaCy's lemmatiser; 92 % without.
@@ -194,7 +195,7 @@ def lemmatise(word: str, penn: str, known: Mapping[str, int]) -> str:
 
 
 def _stems(word: str, penn: str) -> list[str]:
-    """Possible lemmas, the likeliest without any vocabulary first."""
+    """Possible lemmas, first the one that is likeliest without a vocabulary."""
     if penn in ("NNS", "NNPS", "VBZ") and len(word) > 2 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
         if word.endswith("ies"):
             return [word[:-3] + "y", word[:-1]]
@@ -213,7 +214,7 @@ def _stems(word: str, penn: str) -> list[str]:
 
 
 def normalise(tokens: Sequence[Token]) -> str:
-    """The phrase as ConceptNet would have it: lemmas in lower case, without a, an, the.
+    """The phrase in ConceptNet's form: lemmas in lower case, without a, an, the.
 
     Other determiners stay: ConceptNet's phrases keep this, some, no (of its 200,000 phrases 6 begin with `the`).
     """
@@ -221,5 +222,5 @@ def normalise(tokens: Sequence[Token]) -> str:
 
 
 def is_argument(phrase: str) -> bool:
-    """Whether some word is not a stop word and has two letters."""
+    """True if a word of the phrase has two letters and is no stop word."""
     return any(word not in STOP_WORDS and sum(map(str.isalpha, word)) > 1 for word in phrase.split())

@@ -1,7 +1,7 @@
 """Adagrad as Keras 2.1 had it: accumulators start at 0 and epsilon stands outside the root (optax starts at 0.1).
 
-The first step of every weight is therefore +-lr whatever the gradient. The word table has two updates of its own, because it is
-most of the parameters and a batch touches few of its rows.
+The first step of every weight is therefore +-lr whatever the gradient. The word table has updates of its own (`update_rows`,
+`update_table`): it holds most of the parameters, and a batch touches few of its rows.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ EPSILON = 1e-7
 
 
 def update(params: Any, sums: Any, grads: Any, lr: jax.Array) -> tuple[Any, Any]:
-    """s <- s + g^2, p <- p - lr g / (sqrt(s) + eps) on every leaf -> (params, sums)."""
+    """One step on every leaf, s <- s + g^2, p <- p - lr g / (sqrt(s) + eps): the new (params, sums)."""
     sums = jax.tree.map(lambda s, g: s + g * g, sums, grads)
     return jax.tree.map(lambda p, s, g: p - lr * g / (jnp.sqrt(s) + EPSILON), params, sums, grads), sums
 
@@ -21,10 +21,10 @@ def update(params: Any, sums: Any, grads: Any, lr: jax.Array) -> tuple[Any, Any]
 def update_rows(
     table: jax.Array, sums: jax.Array, rows: jax.Array, grads: jax.Array, lr: jax.Array, l2: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Update only the rows of a batch; L2 applies to each of them once ("lazy"). The cost hardly depends on the table's size.
+    """One step on the rows of a batch alone, with L2 on each of them once ("lazy"). Its cost hardly depends on V.
 
     Args:
-      table, sums: [V, D].
+      table, sums: weights and sums of squares [V, D].
       rows: int32 [n], with repetitions.
       grads: [n, D]; those of one row are added up.
     """
@@ -39,7 +39,7 @@ def update_rows(
 
 
 def update_table(table: jax.Array, sums: jax.Array, grads: jax.Array, lr: jax.Array, l2: float) -> tuple[jax.Array, jax.Array]:
-    """Update all rows; L2 pulls at each of them at every step ("dense", the authors' code), also at those without data.
+    """One step on all rows [V, D], with L2 on each of them, also on those without data ("dense", the authors' code).
 
     Adagrad divides the tiny pull by its own size, so a row without data moves by up to lr a step until it is 0.
     """

@@ -24,7 +24,7 @@ DRAWS = 2000
 
 
 class Estimate(NamedTuple):
-    """As observed, a percentile interval, and the share of draws that are not above 0."""
+    """Observed value, percentile interval, and the share of draws that are not above 0."""
 
     mean: float
     low: float
@@ -33,36 +33,44 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: np.ndarray, level: float = 0.95) -> Estimate:
-    """Of values [D]. Draws without a value are left out; NaN where none has one."""
-    drawn = values[1:][np.isfinite(values[1:])]
-    if not len(drawn):
+    """Estimate from values [D]: values[0] is observed, values[1:] are draws.
+
+    NaN draws are ignored; if all are NaN, so are the interval and the share. `level`: coverage of the interval.
+    """
+    draws = values[1:][np.isfinite(values[1:])]
+    if not len(draws):
         return Estimate(float(values[0]), *[float("nan")] * 3)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(values[0]), float(low), float(high), float(np.mean(drawn <= 0)))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(values[0]), float(low), float(high), float(np.mean(draws <= 0)))
 
 
 def triple_weights(cluster: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """float32 [n, D]; cluster int [n]: triples of one number are taken together."""
+    """Weights of the triples in the draws, float32 [n, D]. Triples of one `cluster` int [n] are drawn together."""
     _, cluster = np.unique(cluster, return_inverse=True)
     return _weights(cluster.max() + 1, draws, np.random.default_rng(seed))[cluster]
 
 
 def seed_weights(arm: str, seeds: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """float32 [S, D]; arms of other names draw on their own."""
+    """Weights of the `seeds` = S runs of an arm in the draws, float32 [S, D]; arms draw independently, by their names."""
     return _weights(seeds, draws, np.random.default_rng([seed, zlib.crc32(arm.encode())]))
 
 
 def _weights(n: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    taken = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
-    counts = np.bincount(taken.ravel(), minlength=draws * n).reshape(draws, n)
+    """How often each of n things is drawn, float32 [n, D]; once in the observed set."""
+    items = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    counts = np.bincount(items.ravel(), minlength=draws * n).reshape(draws, n)
     return np.concatenate([np.ones((1, n)), counts]).T.astype(np.float32)
 
 
 class Draws:
-    """Values of measures of some arms in the same draws: `draws(arm, metric, rows)` -> float64 [D], the mean over seeds.
+    """Measures of several arms on the same draws: `draws(arm, metric, rows)` -> float64 [D], the mean over seeds.
 
-    arms: {name: (scores [S, n], thresholds [S])}. labels: bool [n]. cluster: int [n].
-    rows: {name: bool [n]}, the sets of triples to measure on.
+    Args:
+      arms: {name: (scores [S, n], thresholds [S])}.
+      labels: bool [n].
+      cluster: int [n], as for `triple_weights`.
+      rows: {name: bool [n]}, the sets of triples to measure on.
+      draws: number of draws.
     """
 
     def __init__(
@@ -77,25 +85,28 @@ class Draws:
         triples = triple_weights(cluster, draws)
         self._triples = {name: triples[use] for name, use in rows.items()}
         self._seeds = {name: seed_weights(name, len(scores), draws) for name, (scores, _) in arms.items()}
-        self._known: dict[tuple[str, str, str], np.ndarray] = {}
+        self._cache: dict[tuple[str, str, str], np.ndarray] = {}
 
     def __call__(self, arm: str, metric: str, rows: str) -> np.ndarray:
-        if (arm, metric, rows) not in self._known:
+        if (arm, metric, rows) not in self._cache:
             (scores, thresholds), use = self._arms[arm], self._rows[rows]
             values = measure(metric, self._triples[rows], np.asarray(scores)[:, use], self._labels[use], thresholds)
-            self._known[arm, metric, rows] = over_seeds(values, self._seeds[arm])
-        return self._known[arm, metric, rows]
+            self._cache[arm, metric, rows] = over_seeds(values, self._seeds[arm])
+        return self._cache[arm, metric, rows]
 
 
 def over_seeds(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean [D] of values [S, D] over the seeds that each draw has."""
+    """Mean [D] of values [S, D] over seeds with weights [S, D]."""
     return (values * weights).sum(0) / weights.sum(0)
 
 
 def measure(metric: str, weights: np.ndarray, scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """One of METRICS of every seed in every draw: float64 [S, D]. weights [n, D], scores [S, n]; the rest as for `Draws`."""
+    """One of METRICS for every seed in every draw, float64 [S, D].
+
+    Args: weights [n, D] of the triples, scores [S, n], labels bool [n], thresholds [S]. Raises UserError for another metric.
+    """
     if metric in RANKED:
-        return np.stack([_ranked(metric, weights, row, labels) for row in scores])
+        return np.stack([_rank_measure(metric, weights, row, labels) for row in scores])
     if metric not in THRESHOLDED:
         raise UserError(f"no bootstrap of {metric!r}; there are {', '.join(METRICS)}")
     called = scores >= np.reshape(thresholds, (-1, 1))
@@ -103,30 +114,30 @@ def measure(metric: str, weights: np.ndarray, scores: np.ndarray, labels: np.nda
     return getattr(Confusion(*((x.astype(np.float32) @ weights).astype(float) for x in outcomes)), metric)()
 
 
-def _ranked(metric: str, weights: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`metrics.auc` or `metrics.average_precision` [D] of one seed."""
+def _rank_measure(metric: str, weights: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`metrics.auc` or `metrics.average_precision` of one seed in every draw, [D]."""
     order, starts = _ties(scores)
     weights, labels = weights[order], labels[order, None]
     positives, negatives = weights * labels, weights * ~labels
     if len(starts) < len(order):
-        positives, negatives = (np.add.reduceat(of, starts) for of in (positives, negatives))
+        positives, negatives = (np.add.reduceat(weight, starts) for weight in (positives, negatives))
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "auc":
             wins = (positives * (negatives.cumsum(0) - negatives / 2)).sum(0, dtype=float)
             return wins / (positives.sum(0, dtype=float) * negatives.sum(0, dtype=float))
-        found = positives[::-1].cumsum(0)
-        precision = found / np.maximum(found + negatives[::-1].cumsum(0), 1)
+        hits = positives[::-1].cumsum(0)
+        precision = hits / np.maximum(hits + negatives[::-1].cumsum(0), 1)
         return (positives[::-1] * precision).sum(0, dtype=float) / positives.sum(0, dtype=float)
 
 
 def spearman(weights: np.ndarray, scores: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Rank correlation [S, D] of scores [S, n] with values [n]; equal ones share their mean rank."""
+    """Rank correlation [S, D] of scores [S, n] with values [n], by weights [n, D]; ties share their mean rank."""
     y = _mid_ranks(values, weights)
     return np.stack([_correlation(_mid_ranks(row, weights), y, weights) for row in scores])
 
 
 def _mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Rank [n, D] of each triple in each draw."""
+    """Ranks [n, D] of the values [n] in each draw; ties share their mean rank."""
     order, starts = _ties(values)
     total = np.add.reduceat(weights[order], starts)
     ranks = np.empty(weights.shape)
@@ -135,23 +146,24 @@ def _mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted correlation [D] of x and y [n, D]."""
     x, y = (v - (v * weights).sum(0) / weights.sum(0) for v in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):
         return (x * y * weights).sum(0) / np.sqrt((x * x * weights).sum(0) * (y * y * weights).sum(0))
 
 
 def top_mean(weights: np.ndarray, scores: np.ndarray, values: np.ndarray, top: int) -> np.ndarray:
-    """Mean [S, D] of the values [n] of the `top` best scored triples; of equal scores the first in the file comes first."""
+    """Mean [S, D] of the values [n] of the `top` triples with the best scores [S, n]; ties in the order of the file."""
     means = []
     for row in scores:
         order = np.argsort(-row, kind="stable")
-        drawn = weights[order]
-        used = np.clip(top - (drawn.cumsum(0) - drawn), 0, drawn)
-        means.append(np.asarray(values)[order] @ used / used.sum(0))
+        counts = weights[order]
+        share = np.clip(top - (counts.cumsum(0) - counts), 0, counts)
+        means.append(np.asarray(values)[order] @ share / share.sum(0))
     return np.stack(means)
 
 
 def _ties(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An order of rising scores, and where each run of equal ones begins in it."""
+    """(order int [n] of rising scores, starts of the runs of equal scores in it)."""
     order = np.argsort(scores, kind="stable")
     return order, np.flatnonzero(np.append(True, np.diff(np.asarray(scores)[order]) != 0))

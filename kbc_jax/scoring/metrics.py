@@ -17,10 +17,10 @@ from training.errors import UserError
 
 
 def best_threshold(scores, labels) -> tuple[float, float]:
-    """(threshold, accuracy): every score is a candidate, the lowest with the best accuracy wins.
+    """(threshold, accuracy) of the best threshold; every score is a candidate, and of several the lowest wins.
 
     The rule of the authors' code and of Li et al. (callbacks.py, evaluate.py: they walk up the sorted scores), in O(n log n)
-    and exact: hits are counted in whole numbers.
+    and exact: hits are counted in whole numbers. Raises UserError without scores, or if one is not finite.
     """
     scores = np.asarray(scores)
     if not len(scores) or not np.isfinite(scores).all():
@@ -52,7 +52,7 @@ class Confusion(NamedTuple):
     tn: np.ndarray
 
     def accuracy(self):
-        """Share of right answers."""
+        """Share of triples that are classified correctly."""
         return _ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
 
     def f1(self):
@@ -60,7 +60,7 @@ class Confusion(NamedTuple):
         return 2 * self.tp / np.maximum(2 * self.tp + self.fp + self.fn, 1)
 
     def balanced_accuracy(self):
-        """Mean of the shares of positives and of negatives that are right."""
+        """Mean of the accuracies on positives and on negatives."""
         return (self._true_rate() + 1 - self._false_rate()) / 2
 
     def balanced_f1(self):
@@ -96,7 +96,7 @@ def balanced_accuracy(scores, labels, threshold) -> float:
 
 
 def balanced_f1(scores, labels, threshold) -> float:
-    """F1 as it would be if both classes weighed 1/2."""
+    """F1 with both classes weighted to 1/2."""
     return float(confusion(scores, labels, threshold).balanced_f1())
 
 
@@ -113,15 +113,15 @@ def auc(scores, labels) -> float:
 
 
 def average_precision(scores, labels) -> float:
-    """Sum over distinct scores, from the top, of precision at that score times the recall gained there."""
+    """Area under precision and recall: the sum over distinct scores, from the top, of precision times the recall gained."""
     positives, negatives, _ = _levels(scores, labels)
-    found = positives[::-1].cumsum()
-    precision = found / (found + negatives[::-1].cumsum())
+    hits = positives[::-1].cumsum()
+    precision = hits / (hits + negatives[::-1].cumsum())
     return float(_ratio(positives[::-1] @ precision, positives.sum()))
 
 
 def summary(scores, labels, threshold) -> dict[str, float]:
-    """n, positives (their share), accuracy, f1, all_positive_f1, balanced_accuracy, balanced_f1, auc, ap."""
+    """Every measure by name: n, positives (their share), accuracy, f1, all_positive_f1, balanced_*, auc, ap."""
     counts, rate = confusion(scores, labels, threshold), float(np.mean(labels))
     return {
         "n": len(scores),
@@ -137,9 +137,9 @@ def summary(scores, labels, threshold) -> dict[str, float]:
 
 
 def thirds(novelty) -> np.ndarray:
-    """int [n]: 0, 1, 2 for the least to the most novel third by rank, n // 3 triples each; -1 for the rest (report.py).
+    """Third of each triple by rank of novelty, int [n]: 0 the least to 2 the most novel, n // 3 triples each (report.py).
 
-    The one or two triples that are left over are the most novel ones. Equal novelties keep their order in the file.
+    The one or two most novel triples that are left over get -1. Equal novelties keep their order in the file.
     """
     order, size = np.argsort(novelty, kind="stable"), len(novelty) // 3
     bucket = np.full(len(novelty), -1)
@@ -148,7 +148,7 @@ def thirds(novelty) -> np.ndarray:
 
 
 def paired_thirds(novelty, labels, source) -> np.ndarray:
-    """int [n]: thirds of the positives by rank; each negative goes where the positive goes that it corrupts. -1 for the rest.
+    """Third of each triple, int [n]: positives by `thirds` among themselves, each negative with the positive it corrupts.
 
     source: int [n], the row that a negative was made from (`data.Triples.source`). In the official files every bucket then
     holds as many negatives as positives, where negatives are drawn anew nearly as many.
@@ -159,32 +159,32 @@ def paired_thirds(novelty, labels, source) -> np.ndarray:
 
 
 def by_bucket(scores, labels, threshold, bucket) -> list[dict]:
-    """`summary` of each bucket that holds triples, with its number as `bucket`, in order. Triples in bucket -1 are left out."""
+    """`summary` of each bucket with triples, in order, and its number as `bucket`. Bucket -1 is left out."""
     scores, labels, bucket = np.asarray(scores), np.asarray(labels, bool), np.asarray(bucket)
     numbers = np.unique(bucket[bucket >= 0])
     return [{"bucket": int(b), **summary(scores[bucket == b], labels[bucket == b], threshold)} for b in numbers]
 
 
 def by_relation(scores, labels, threshold, relations: Sequence[str]) -> list[dict]:
-    """relation, n, accuracy and auc of each relation, the most frequent first."""
+    """A row for each relation, the most frequent first: {relation, n, accuracy, auc}."""
     scores, labels, relations = np.asarray(scores), np.asarray(labels, bool), np.asarray(relations)
     names, counts = np.unique(relations, return_counts=True)
     rows = []
     for name in names[np.argsort(-counts, kind="stable")]:
-        its = relations == name
-        part = scores[its], labels[its]
-        rows.append({"relation": str(name), "n": int(its.sum()), "accuracy": accuracy(*part, threshold), "auc": auc(*part)})
+        member = relations == name
+        part = scores[member], labels[member]
+        rows.append({"relation": str(name), "n": int(member.sum()), "accuracy": accuracy(*part, threshold), "auc": auc(*part)})
     return rows
 
 
 def mean_sd(values) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1); NaN for the deviation of a single value."""
+    """(mean, sample standard deviation with n - 1); the deviation of a single value is NaN."""
     values = np.asarray(values, float)
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
 def _levels(scores, labels):
-    """Positives and negatives at each distinct score, int [levels] from the lowest up; each triple's level, int [n]."""
+    """(positives, negatives) at each distinct score, int [levels] from the lowest up, and each triple's level, int [n]."""
     _, level = np.unique(scores, return_inverse=True)
     total, positives = np.bincount(level), np.bincount(level[np.asarray(labels, bool)], minlength=level.max(initial=-1) + 1)
     return positives, total - positives, level

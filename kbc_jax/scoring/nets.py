@@ -1,8 +1,8 @@
 """Scorers of (head phrase, relation, tail phrase) triples: the only file here that knows flax.
 
-Every scorer answers three questions about phrase vectors, and never repeats work that several triples of a batch share:
+Every scorer has four methods, which divide the work so that what several triples of a batch share is done once:
 
-    slots(h, t) -> Slots           what it needs of each head, each relation and each tail, once
+    slots(h, t) -> Slots           features of each head, each relation and each tail
     rows(slots, i, r, j)           scores of the triples (head i, relation r, tail j); index arrays that broadcast
     tails(slots, r)                [heads, tails]: head i with relation r[i] and every tail
     heads(slots, r)                [tails, heads]: tail j with relation r[j] and every head
@@ -23,7 +23,7 @@ BLOCK = 8  # heads (or tails) whose hidden layers of a full grid are alive at on
 
 
 class Slots(NamedTuple):
-    """Pytrees with a leading axis of heads, of relations and of tails."""
+    """Features of heads, relations and tails: pytrees with a leading axis of each."""
 
     h: Any
     r: Any
@@ -75,19 +75,19 @@ class Factorized(nn.Module):
             self.weights = self.param("weights", nn.initializers.ones, (len(self.terms),), jnp.float32)
 
     def slots(self, h: jax.Array, t: jax.Array) -> Slots:
-        """h, t [B, D] -> for each term the [B or R, F] features of its left and right member."""
-        of = {"h": h, "r": self.relation, "t": t}
-        found, made = {name: {} for name in of}, {}
+        """Features [B or R, F] of the left and right member of each term, from phrase vectors h, t [B, D]."""
+        vectors = {"h": h, "r": self.relation, "t": t}
+        slots, features = {name: {} for name in vectors}, {}
         for term in self.terms:
             for side, name in zip("ab", TERMS[term], strict=True):
-                use = name, self._map(name, side, term)
-                if use not in made:  # two terms may share it; XLA would merge its forward pass but not its gradient
-                    made[use] = self._feature(of[name], use[1])
-                found[name][term] = made[use]
-        return Slots(**found)
+                key = name, self._map(name, side, term)
+                if key not in features:  # two terms may share it; XLA would merge its forward pass but not its gradient
+                    features[key] = self._feature(vectors[name], key[1])
+                slots[name][term] = features[key]
+        return Slots(**slots)
 
     def _map(self, name: str, side: str, term: str) -> str:
-        """Which map a member of a term goes through; '' for a raw relation vector."""
+        """Name of the map that a member of a term goes through; '' for a raw relation vector."""
         if name == "r" and self.share in (4, 5):
             return ""
         return {0: f"{side}_{term}", 1: side, 3: "a", 4: side, 5: "a"}[self.share]
@@ -102,7 +102,7 @@ class Factorized(nn.Module):
                             for n in self.terms])  # fmt: skip
 
     def batch(self, slots: Slots, i: jax.Array, r: jax.Array, j: jax.Array) -> jax.Array:
-        """The same as `rows` for many triples of few members: every pair once, by matrix products, and then by index."""
+        """Scores as of `rows`, fast for many triples of few members: all pairs by matrix products, then by index."""
         at = {"h": i, "r": r, "t": j}
         grams = {n: self._left(slots, n) @ self._right(slots, n).T for n in self.terms}
         return self._merge([grams[n][at[TERMS[n][0]], at[TERMS[n][1]]] for n in self.terms])
@@ -171,8 +171,8 @@ class DNN(nn.Module):
     def heads(self, slots: Slots, r: jax.Array) -> jax.Array:
         return self._grid(slots.t + slots.r[r], slots.h)
 
-    def _grid(self, queries: jax.Array, others: jax.Array) -> jax.Array:
-        return _by_block(lambda q: self._score(q[:, None] + others[None]), queries)
+    def _grid(self, queries: jax.Array, candidates: jax.Array) -> jax.Array:
+        return _by_block(lambda q: self._score(q[:, None] + candidates[None]), queries)
 
     def _score(self, x: jax.Array) -> jax.Array:
         x = self.drop(nn.relu(x), deterministic=not self.has_rng("dropout"))
@@ -207,7 +207,7 @@ class Bilinear(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The modern strong model: pairs, a three-way product and a hidden layer, over word means and sentence vectors together.
+    """The strong model: pairs, a three-way product and a hidden layer, over word means joined with sentence vectors.
 
     s = Factorized(x) + sum_k tanh(U x_h)_k g_r,k tanh(V x_t)_k + DNN(x), x = [mean of word vectors; sentence vector]. The first
     is the paper's baseline, the second DistMult on phrases (Yang et al. 2015), the third Li et al.'s DNN with dropout.
@@ -253,7 +253,7 @@ MODELS = {"factorized": Factorized, "dnn": DNN, "bilinear": Bilinear, "fusion": 
 
 
 class Scorer(nn.Module):
-    """A model, and the batch normalisation of its one logit (`calibrate`) if there is one."""
+    """A model and, with `bn`, batch normalisation of its one logit (`calibrate`)."""
 
     model: nn.Module
     bn: bool
@@ -262,7 +262,7 @@ class Scorer(nn.Module):
         self.norm = nn.BatchNorm(momentum=0.99, epsilon=1e-3) if self.bn else None  # Keras's defaults
 
     def __call__(self, h: jax.Array, t: jax.Array, i: jax.Array, r: jax.Array, j: jax.Array, *, train: bool) -> jax.Array:
-        """Logits of the triples (i, r, j) of heads h [B, D] and tails t [B, D]."""
+        """Logits of the triples (head i, relation r, tail j) of heads h [B, D] and tails t [B, D]."""
         slots = self.model.slots(h, t)
         score = getattr(self.model, "batch", self.model.rows) if train else self.model.rows
         return self.calibrate(score(slots, i, r, j), train=train)
@@ -284,7 +284,7 @@ class Scorer(nn.Module):
 
 
 def build(kind: str, *, relations: int, width: int, bn: bool, **options: Any) -> Scorer:
-    """The scorer that a config's `net` section describes."""
+    """The scorer that a config's `net` section describes. Raises UserError for an unknown kind or option."""
     if kind not in MODELS:
         raise UserError(f"net.kind {kind!r} is unknown: use one of {', '.join(MODELS)}")
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}  # from JSON
@@ -295,23 +295,27 @@ def build(kind: str, *, relations: int, width: int, bn: bool, **options: Any) ->
 
 
 def phrase_mean(vectors: jax.Array, words: jax.Array, *, mask_pad: bool = True) -> jax.Array:
-    """Mean word vector of phrases: vectors [B, W, D] looked up for words int32 [B, W] (0 = padding) -> [B, D].
+    """Mean word vector [B, D] of phrases.
 
-    With mask_pad False as in the authors' MaskAvg: padding up to the longest phrase of the batch is summed too, though not
-    counted, so that a phrase's vector depends on its batch.
+    Args:
+      vectors: [B, W, D], those of the words.
+      words: int32 [B, W], 0 for padding.
+      mask_pad: False as in the authors' MaskAvg: padding up to the longest phrase of the batch is summed too, though not
+        counted, so that a phrase's vector depends on its batch.
     """
     length = (words > 0).sum(1, keepdims=True)
-    summed = length if mask_pad else length.max()
-    total = (vectors * (jnp.arange(words.shape[1]) < summed)[..., None]).sum(1)
+    end = length if mask_pad else length.max()
+    total = (vectors * (jnp.arange(words.shape[1]) < end)[..., None]).sum(1)
     return total / jnp.maximum(length, 1)
 
 
 def _unit(x: jax.Array) -> jax.Array:
+    """Rows of length 1; a zero row stays zero."""
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
 
 
 def _by_block(score: Any, queries: jax.Array) -> jax.Array:
-    """`score` over blocks of queries, so that a full grid's hidden layers never exist at once."""
+    """`score(queries)` by blocks of BLOCK queries, so that a full grid's hidden layers never exist at once."""
     n = len(queries)
     blocks = jnp.pad(queries, [(0, -n % BLOCK)] + [(0, 0)] * (queries.ndim - 1)).reshape(-1, BLOCK, *queries.shape[1:])
     out = jax.lax.map(score, blocks)

@@ -1,6 +1,7 @@
 """A trained run as a scorer of any triples: `load(workdir).score(triples)`."""
 
 import functools
+import logging
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from kbc_jax.facts.data import Lexicon, Triples
 from kbc_jax.facts.source import open_knowledge
 from kbc_jax.scoring import nets
 from models import minilm
-from training.checkpoint import read_arrays
-from training.config import load_saved
 from training.errors import UserError
+from training.runs import Run
+
+log = logging.getLogger(__name__)
 
 CHUNK = 2048  # triples scored at once, padded: one program for any number
 
@@ -40,17 +42,17 @@ class Trained(NamedTuple):
     dev2: np.ndarray
 
     def score(self, triples: Triples) -> np.ndarray:
-        """Logits float32 [seeds, n] of any triples; words that the run does not know are the unknown word."""
+        """Logits float32 [seeds, n] of any triples; words that the run does not know count as the unknown word."""
         phrases = list(dict.fromkeys((*triples.head, *triples.tail)))
         place = {phrase: i for i, phrase in enumerate(phrases)}
         pair = np.array([[place[p] for p in column] for column in (triples.head, triples.tail)])
         words, sentences = self.lexicon.encode(phrases), self.sentences(phrases)
         relation = self.lexicon.relation_ids(triples.relation)
-        run, found = _program(self.net), []
+        program, chunks = _program(self.net), []
         for start in range(0, triples.size, CHUNK):
             rows = np.arange(start, start + CHUNK) % triples.size
-            found.append(run(self.params, self.stats, words[pair[:, rows]], sentences[pair[:, rows]], relation[rows]))
-        return np.concatenate(found, 1)[:, : triples.size]
+            chunks.append(program(self.params, self.stats, words[pair[:, rows]], sentences[pair[:, rows]], relation[rows]))
+        return np.concatenate(chunks, 1)[:, : triples.size]
 
     def sentences(self, phrases: Sequence[str]) -> np.ndarray:
         """Sentence vectors float32 [n, S] of phrases; S is 0 where the run does not use them."""
@@ -58,31 +60,46 @@ class Trained(NamedTuple):
             return np.zeros((len(phrases), 0), np.float32)
         known = _known_sentences(self.lexicon)
         missing = [phrase for phrase in phrases if phrase not in known]
-        fresh = dict(zip(missing, minilm.encode(missing, minilm.load()), strict=True)) if missing else {}
-        return np.stack([known[p] if p in known else fresh[p] for p in phrases])
+        encoded = dict(zip(missing, minilm.encode(missing, minilm.load()), strict=True)) if missing else {}
+        return np.stack([known[p] if p in known else encoded[p] for p in phrases])
 
 
 def load(workdir: str | Path, split: str = "") -> Trained:
-    """The run in `workdir`, at the epochs selected on `split` (default: its first). Needs the data that it was trained on."""
-    config = load_saved(workdir)
-    if config.method != complete.__name__:
-        raise UserError(f"{workdir} is a run of {config.method}, not of {complete.__name__}")
+    """The run in `workdir`, at the epochs selected on `split` (default: its first).
+
+    Words are numbered by the lexicon that the run saved. A run of an earlier version saved none: its lexicon is built anew
+    from its data, which must be there. Raises UserError if the run was not selected on `split`, or its data have changed.
+    """
+    run = Run(workdir).needs(complete.__name__)
+    config = run.config
     split = split or config.data.splits[0]
-    knowledge = open_knowledge(config.data)
-    selected = read_arrays(str(workdir), only=("extra/best",))["extra"]["best"]
+    selected = run.arrays(only=("extra/best",))["extra"]["best"]
     if split not in selected:
         raise UserError(f"{workdir} was selected on {', '.join(selected)}, not on {split!r}")
     best = selected[split]
     if config.population == 1:
         best = jax.tree.map(lambda x: np.asarray(x)[None], best)
-    if (table := best["params"]["words"]).shape[1] != len(knowledge.lexicon.words):
-        raise UserError(
-            f"{workdir} knows {table.shape[1]} words, its data now have {len(knowledge.lexicon.words)}: restore the data"
-        )
-    sentence = len(next(iter(_known_sentences(knowledge.lexicon).values()))) if config.words.sentences else 0
-    net = complete.build_net(config, table.shape[2] + sentence)
-    facts = (np.asarray(best[name]) for name in ("threshold", "epoch", "dev1", "dev2"))
-    return Trained(config, knowledge.lexicon, net, best["params"], best.get("stats") or {}, *facts)
+    table = best["params"]["words"]
+    lexicon = _lexicon(run)
+    if table.shape[1] != len(lexicon.words):
+        raise UserError(f"{workdir} knows {table.shape[1]} words, its data now have {len(lexicon.words)}: restore the data")
+    if run.has_file(complete.ENCODER) and run.file(complete.ENCODER).decode() != minilm.fingerprint():
+        raise UserError(f"{workdir} was trained with another MiniLM than the one that is installed: install that one")
+    net = complete.build_net(config, table.shape[2] + (embeddings.SENTENCE_SIZE if config.words.sentences else 0))
+    selection = (np.asarray(best[name]) for name in ("threshold", "epoch", "dev1", "dev2"))
+    return Trained(config, lexicon, net, best["params"], best.get("stats") or {}, *selection)
+
+
+def _lexicon(run: Run) -> Lexicon:
+    if run.has_file(complete.LEXICON):
+        return _parse_lexicon(run.file(complete.LEXICON))
+    log.warning("%s has saved no lexicon (an earlier version): it is built anew from today's data", run.path)
+    return open_knowledge(run.config.data).lexicon
+
+
+@functools.lru_cache(maxsize=2)  # the runs of a study share one
+def _parse_lexicon(content: bytes) -> Lexicon:
+    return Lexicon.from_json(content.decode())
 
 
 @functools.cache

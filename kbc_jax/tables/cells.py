@@ -1,4 +1,4 @@
-"""What the tables of the study share: the order of the arms, and numbers as text."""
+"""Helpers of the study's tables: the order of the arms, and numbers as text."""
 
 import math
 
@@ -14,15 +14,15 @@ THIRDS = ("least novel", "middle", "most novel")
 
 
 def arms(results: dict, split: str) -> list[str]:
-    """Names of a split's arms, strongest family first, references last."""
+    """Names of a split's arms: those of ORDER, then unlisted ones, then REFERENCES."""
     names = results[split]["arms"]
-    known = [name for name in ORDER if name in names]
-    others = [name for name in names if name not in (*ORDER, *REFERENCES)]
-    return [*known, *others, *(name for name in REFERENCES if name in names)]
+    ordered = [name for name in ORDER if name in names]
+    unlisted = [name for name in names if name not in (*ORDER, *REFERENCES)]
+    return [*ordered, *unlisted, *(name for name in REFERENCES if name in names)]
 
 
-def trained(results: dict, split: str) -> list[str]:
-    """`arms` without the references."""
+def trained_arms(results: dict, split: str) -> list[str]:
+    """Names of a split's arms without the references."""
     return [name for name in arms(results, split) if name not in REFERENCES]
 
 
@@ -33,7 +33,7 @@ def show(value: dict, digits: int = 3) -> str:
 
 
 def interval(value: dict | None, digits: int = 3, sign: str = "") -> str | None:
-    """An estimate with its interval; `sign` '+' for differences."""
+    """An estimate with its interval as text; `sign` '+' for differences. None without a value."""
     if value is None or math.isnan(value["mean"]):
         return None
     mean, low, high = (f"{value[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
@@ -41,10 +41,10 @@ def interval(value: dict | None, digits: int = 3, sign: str = "") -> str | None:
 
 
 def seed_note(results: dict, *splits: str) -> str:
-    """Says so where trained arms differ in their number of seeds; else ''."""
+    """Note for a caption if trained arms of a split differ in their number of seeds; else ''."""
     notes = []
     for split in splits:
-        seeds = {name: results[split]["arms"][name]["seeds"] for name in trained(results, split)}
+        seeds = {name: results[split]["arms"][name]["seeds"] for name in trained_arms(results, split)}
         if len(set(seeds.values())) > 1:
             notes.append(f"{split}: " + ", ".join(f"{name} {n}" for name, n in seeds.items()))
     return f" Arms differ in seeds ({'; '.join(notes)})." if notes else ""

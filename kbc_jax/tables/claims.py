@@ -20,27 +20,24 @@ YES, NO, OPEN, ONE_SEED = "yes", "no", "not told apart", "one seed"
 
 
 class Part(NamedTuple):
-    """One comparison: a measure of an arm or a pair of arms, which must lie in (over, up_to] for the claim to hold.
+    """One comparison behind a claim, which holds if its measure lies in (over, up_to]."""
 
-    claim: its number, or 0 for what the paper does not claim. counts: whether the claim's verdict needs it.
-    """
-
-    claim: int
+    claim: int  # its number; 0 for comparisons that the paper does not make
     text: str
     split: str
-    what: str
+    what: str  # an arm, or 'a - b'
     metric: str
-    level: str
+    level: str  # of compare.LEVELS
     over: float = 0.0
     up_to: float = inf
-    counts: bool = True
+    counts: bool = True  # the claim's verdict needs it
 
 
 def parts() -> list[Part]:
-    """Every comparison, those of a claim together."""
+    """Every comparison, in the order of its table."""
     ours, pair, trails = "fusion - factorized", "factorized - dnn", "factorized - prototypical"
-    found = [Part(1, "Factorized does not beat DNN", split, pair, "accuracy", ALL, -inf, 0) for split in SPLITS[:2]]
-    found += [
+    comparisons = [Part(1, "Factorized does not beat DNN", split, pair, "accuracy", ALL, -inf, 0) for split in SPLITS[:2]]
+    comparisons += [
         Part(2, "Factorized beats DNN", "random", pair, "accuracy", ALL),
         Part(2, "the same by F1", "random", pair, "f1", ALL, counts=False),
         Part(3, "Factorized leads in the most novel third", "random", pair, "f1", "third 3"),
@@ -53,13 +50,13 @@ def parts() -> list[Part]:
     for split in SPLITS:
         for arm in (*PAPERS, "bilinear", "fusion"):
             counts = arm in PAPERS
-            found += [
+            comparisons += [
                 Part(4, "F1 falls by more than 0.1", split, arm, "f1", "third 1 - 3", 0.1, counts=counts),
                 Part(4, "with classes balanced", split, arm, "balanced_f1", "paired third 1 - 3", 0.1, counts=False),
                 Part(4, "AUC falls at all, classes balanced", split, arm, "auc", "paired third 1 - 3", counts=False),
             ]
     for split in SPLITS:
-        found += [
+        comparisons += [
             Part(5, "Prototypical trails by 5 to 10 points", split, trails, "accuracy", ALL, 0.05, 0.1),
             Part(5, "and by less in the least novel third", split, trails, "f1", "all - third 1"),
             Part(5, "the same with classes balanced", split, trails, "balanced_f1", "all - paired third 1", counts=False),
@@ -67,19 +64,19 @@ def parts() -> list[Part]:
             Part(0, "Fusion beats Factorized", split, ours, "accuracy", ALL, counts=False),
             Part(0, "Fusion leads in the most novel third", split, ours, "f1", "third 3", counts=False),
         ]
-    return found
+    return comparisons
 
 
 def judge(results: dict[str, Any]) -> list[tuple[Part, dict[str, float], str]]:
-    """(part, estimate, verdict) of those parts that the results of `study.study` have."""
-    found = []
+    """(part, estimate, verdict) of the comparisons that the results of `study.study` have."""
+    judged = []
     for part in parts():
-        at = results.get(part.split, {})
-        value = at.get("compare", {}).get(part.what, {}).get(part.metric, {}).get(part.level)
+        facts = results.get(part.split, {})
+        value = facts.get("compare", {}).get(part.what, {}).get(part.metric, {}).get(part.level)
         if value:
-            seeds = min(at["arms"][arm]["seeds"] for arm in part.what.split(" - "))
-            found.append((part, value, verdict(value, seeds, part.over, part.up_to)))
-    return found
+            seeds = min(facts["arms"][arm]["seeds"] for arm in part.what.split(" - "))
+            judged.append((part, value, verdict(value, seeds, part.over, part.up_to)))
+    return judged
 
 
 def verdict(value: dict[str, float], seeds: int, over: float, up_to: float) -> str:
@@ -92,25 +89,25 @@ def verdict(value: dict[str, float], seeds: int, over: float, up_to: float) -> s
     return NO if high <= over or low > up_to else OPEN
 
 
-def together(verdicts: Sequence[str]) -> str:
+def combine(verdicts: Sequence[str]) -> str:
     """A claim's verdict from those of its parts: one 'no' refutes it, and 'yes' needs all."""
     if not verdicts:
         return "not measured"
-    for found in (ONE_SEED, NO, OPEN):
-        if found in verdicts:
-            return found
+    for outcome in (ONE_SEED, NO, OPEN):
+        if outcome in verdicts:
+            return outcome
     return YES
 
 
 def summary(results: dict[str, Any]) -> dict:
-    """Table of the five claims."""
-    judged, rows = [(part, found) for part, _, found in judge(results) if part.counts], []
+    """Table of the five claims and their verdicts."""
+    judged, rows = [(part, outcome) for part, _, outcome in judge(results) if part.counts], []
     for number, text in CLAIMS.items():
-        own = [(part, found) for part, found in judged if part.claim == number]
-        splits = ", ".join(dict.fromkeys(part.split for part, _ in own)) or None
-        counts = Counter(found for _, found in own)
-        said = ", ".join(f"{found} {counts[found]}" for found in (YES, NO, OPEN, ONE_SEED) if counts[found]) or None
-        rows.append([f"{number}. {text}", splits, said, together([found for _, found in own])])
+        verdicts = [(part, outcome) for part, outcome in judged if part.claim == number]
+        splits = ", ".join(dict.fromkeys(part.split for part, _ in verdicts)) or None
+        counts = Counter(outcome for _, outcome in verdicts)
+        counted = ", ".join(f"{outcome} {counts[outcome]}" for outcome in (YES, NO, OPEN, ONE_SEED) if counts[outcome]) or None
+        rows.append([f"{number}. {text}", splits, counted, combine([outcome for _, outcome in verdicts])])
     return {
         "title": "The claims",
         "caption": "A comparison is 'yes' where its whole 95 % interval agrees with the claim, 'no' where none of it does. "
@@ -121,12 +118,12 @@ def summary(results: dict[str, Any]) -> dict:
 
 
 def details(results: dict[str, Any]) -> dict:
-    """Table of all comparisons."""
+    """Table of all comparisons, also those that do not count for a verdict."""
     rows = []
-    for part, value, found in judge(results):
+    for part, value, outcome in judge(results):
         figure = f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
         where = f"{part.split}: {part.what}, {part.metric}, {part.level}"
-        rows.append([part.claim or None, part.text, where, figure, found, "yes" if part.counts else None])
+        rows.append([part.claim or None, part.text, where, figure, outcome, "yes" if part.counts else None])
     return {
         "title": "The comparisons behind the claims",
         "caption": "Differences of seed means with 95 % bootstrap intervals over test triples (a true one together with the "

@@ -1,4 +1,4 @@
-"""Arms of a study against each other on the test triples of a split, whole and by novelty: estimates with intervals."""
+"""Comparison of a study's arms on the test triples of a split, whole and by novelty: estimates with intervals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ PAIRS = (
 THIRDS = ("third", "paired third")  # of all triples; of the true ones, each with the false ones that were made from it
 ALL, UNSEEN = "all", "unseen words"
 
-Level = dict[str, int]  # sets of triples, and how often the measure on each counts
+Level = dict[str, int]  # a sum of measures: {set of triples: its factor}
 
 LEVELS: dict[str, Level] = {
     ALL: {ALL: 1},
@@ -27,7 +27,7 @@ LEVELS: dict[str, Level] = {
 
 
 def row_sets(unseen: np.ndarray, thirds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{set: bool [n]}, those that hold triples. thirds: {one of THIRDS: int [n], 0, 1, 2, or -1 for none}."""
+    """Sets of triples, {set: bool [n]}, without empty ones. `thirds`: {one of THIRDS: int [n], 0, 1, 2, or -1 for none}."""
     sets = {ALL: np.ones(len(unseen), bool), UNSEEN: unseen}
     sets |= {f"{kind} {k + 1}": bucket == k for kind, bucket in thirds.items() for k in range(3)}
     return {name: rows for name, rows in sets.items() if rows.any()}
@@ -43,16 +43,17 @@ def compare(
     pairs: Sequence[tuple[str, str]] = PAIRS,
     draws: int = DRAWS,
 ) -> dict[str, dict[str, Any]]:
-    """{arm, or 'a - b' for a pair of them: {metric: {level: Estimate as a dict}}}; all on the same draws.
+    """Estimates of every arm and pair on the same draws: {arm or 'a - b': {metric: {level: Estimate as a dict}}}.
 
-    Args: arms, labels and cluster are those of `bootstrap.Draws`, sets that of `row_sets`. A level whose sets are missing is
-    left out, and so is a pair with an arm missing.
+    Levels whose sets are missing are left out, and so are pairs with an arm missing.
+
+    Args: arms, labels, cluster and draws are those of `bootstrap.Draws`, sets that of `row_sets`.
     """
     value = Draws(arms, labels, cluster, sets, draws)
     levels = {name: level for name, level in LEVELS.items() if level.keys() <= sets.keys()}
-    found = {}
+    estimates = {}
     for name, signs in contrasts(arms, pairs).items():
-        found[name] = {
+        estimates[name] = {
             metric: {
                 level: estimate(
                     sum(sign * count * value(arm, metric, rows) for arm, sign in signs.items() for rows, count in parts.items())
@@ -61,10 +62,10 @@ def compare(
             }
             for metric in metrics
         }
-    return found
+    return estimates
 
 
 def contrasts(arms: Mapping[str, Any], pairs: Sequence[tuple[str, str]] = PAIRS) -> dict[str, dict[str, int]]:
-    """{name: {arm: sign}} of each arm by itself and of the pairs that are there."""
-    there = [pair for pair in pairs if set(pair) <= arms.keys()]
-    return {name: {name: 1} for name in arms} | {f"{a} - {b}": {a: 1, b: -1} for a, b in there}
+    """Each arm by itself and each pair whose arms are there, as signed sums: {arm or 'a - b': {arm: sign}}."""
+    present = [pair for pair in pairs if set(pair) <= arms.keys()]
+    return {name: {name: 1} for name in arms} | {f"{a} - {b}": {a: 1, b: -1} for a, b in present}

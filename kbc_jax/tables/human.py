@@ -1,4 +1,4 @@
-"""Rankings of mined triples against what people said of them: 466 triples with two ratings of 0 to 4, or another file like it.
+"""Rankings of mined triples against human ratings: 466 triples with two ratings of 0 to 4, or another file like it.
 
 The 466 are what scorers built on BERT had ranked first (Davison et al. 2019): no sample of all mined triples. All rankings are
 compared on the same bootstrap draws of triples, and of each arm's seeds.
@@ -25,7 +25,7 @@ def compare(
     unseen: np.ndarray,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """How the arms, and the score that Li et al. published, rank the n rated triples.
+    """Agreement with people of the rankings by the arms, and by the score that Li et al. published.
 
     Args:
       arms: {name: scores [S, n]}.
@@ -33,10 +33,11 @@ def compare(
       thirds: int [n], 0, 1, 2 from the least to the most novel third, else -1.
       unseen: bool [n], triples with a word that training lacks.
 
-    Returns {arm, 'a - b', or 'arm - Li et al.'s score': {measure: Estimate as a dict}} as `rankings`; `raters`, the rank
-    correlation of the two raters; `ceiling`, the top means of a ranking by the mean rating itself; `mean` rating; numbers of
-    triples `n` and `unseen`. Measures: spearman with the mean rating, top_100 (mean rating of the best 100), of each third
-    the best 30, of the unseen ones spearman and the best 30.
+    Returns:
+      rankings: {arm, 'a - b', or 'arm - Li et al.'s score': {measure: Estimate as a dict}}. Measures: spearman with the mean
+        rating, top_100 (mean rating of the best 100), of each third the best 30, of the unseen ones spearman and the best 30.
+      raters: rank correlation of the two raters; ceiling: the measures of a ranking by the mean rating itself.
+      mean: mean rating; n, unseen: numbers of triples.
     """
     if missing := [name for name in COLUMNS if name not in columns]:
         raise UserError(f"the human ratings lack the column {', '.join(missing)}; give the file as it was published")
@@ -45,7 +46,7 @@ def compare(
     values = {name: _measures(name, scores, columns["mean"], weights, thirds, unseen) for name, scores in arms.items()}
     pairs = contrasts(arms) | {f"{name} - {LI}": {name: 1, LI: -1} for name in arms if name != LI}
     raters = spearman(weights, columns["rater1"][None], columns["rater2"])[0]
-    own = _measures("", columns["mean"][None], columns["mean"], weights, thirds, unseen)
+    ideal = _measures("", columns["mean"][None], columns["mean"], weights, thirds, unseen)
     return {
         "rankings": {
             name: {
@@ -55,7 +56,7 @@ def compare(
             for name, signs in pairs.items()
         },
         "raters": estimate(raters)._asdict(),
-        "ceiling": {measure: float(drawn[0]) for measure, drawn in own.items()},
+        "ceiling": {measure: float(value[0]) for measure, value in ideal.items()},
         "mean": float(columns["mean"].mean()),
         "n": len(unseen),
         "unseen": int(unseen.sum()),
@@ -63,13 +64,13 @@ def compare(
 
 
 def _measures(name: str, scores: np.ndarray, ratings, weights: np.ndarray, thirds, unseen) -> dict[str, np.ndarray]:
-    """{measure: [D]} of one arm."""
-    found = {"spearman": spearman(weights, scores, ratings), f"top_{TOP}": top_mean(weights, scores, ratings, TOP)}
+    """Measures of one arm in every draw, {measure: [D]}."""
+    measures = {"spearman": spearman(weights, scores, ratings), f"top_{TOP}": top_mean(weights, scores, ratings, TOP)}
     for k in range(3):
         rows = thirds == k
-        found[f"top_{TOP_PART}_third_{k + 1}"] = top_mean(weights[rows], scores[:, rows], ratings[rows], TOP_PART)
+        measures[f"top_{TOP_PART}_third_{k + 1}"] = top_mean(weights[rows], scores[:, rows], ratings[rows], TOP_PART)
     if unseen.any():
         part = weights[unseen], scores[:, unseen], ratings[unseen]
-        found |= {"unseen_spearman": spearman(*part), f"unseen_top_{TOP_PART}": top_mean(*part, TOP_PART)}
-    drawn = seed_weights(name, len(scores), weights.shape[1] - 1)
-    return {measure: over_seeds(each, drawn) for measure, each in found.items()}
+        measures |= {"unseen_spearman": spearman(*part), f"unseen_top_{TOP_PART}": top_mean(*part, TOP_PART)}
+    seeds = seed_weights(name, len(scores), weights.shape[1] - 1)
+    return {measure: over_seeds(values, seeds) for measure, values in measures.items()}

@@ -1,4 +1,4 @@
-"""Tables about mined triples and people's judgement: rankings, novelty of the top, unseen words, the paper's own studies."""
+"""Tables of mined triples and human judgement: rankings, novelty of the top, unseen words, the paper's own studies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +8,18 @@ from kbc_jax.tables.cells import THIRDS, arms, interval, seed_note, show
 from kbc_jax.tables.compare import ALL, UNSEEN
 
 
-def dense_and_lazy(results: dict) -> dict:
-    """Every arm that was trained with both kinds of L2, and the difference."""
+def l2_modes(results: dict) -> dict:
+    """Table of the arms that were trained with lazy and with dense L2, and of the differences."""
     rows, counts = [], []
-    for split, found in results.items():
-        names = [name for name in found["arms"] if f"{name}_dense" in found["arms"]]
+    for split, facts in results.items():
+        names = [name for name in facts["arms"] if f"{name}_dense" in facts["arms"]]
         if names:
-            mined = f", {found['human']['unseen']} of the {found['human']['n']} mined" if "human" in found else ""
-            counts.append(f"{split}: {found['unseen']['test']} of the test triples{mined}")
+            mined = f", {facts['human']['unseen']} of the {facts['human']['n']} mined" if "human" in facts else ""
+            counts.append(f"{split}: {facts['unseen']['test']} of the test triples{mined}")
         for name in names:
             dense = f"{name}_dense"
             for mode, arm in (("lazy", name), ("dense", dense), ("dense − lazy", f"{dense} - {name}")):
-                rows.append([split, name, mode, *_l2_cells(found, arm, "+" if arm not in found["arms"] else "")])
+                rows.append([split, name, mode, *_l2_cells(facts, arm, "+" if arm not in facts["arms"] else "")])
     return {
         "title": "L2 on the word table: lazy (rows of the batch) and dense (all rows, the authors' code)",
         "caption": "Adagrad turns dense L2 into a steady erasure of words without training triples. `static` arms know such "
@@ -34,38 +34,40 @@ def dense_and_lazy(results: dict) -> dict:
     }  # fmt: skip
 
 
-def _l2_cells(found: Mapping[str, Any], arm: str, sign: str) -> list[str | None]:
-    def test(metric: str, level: str) -> str | None:
-        return interval(found["compare"].get(arm, {}).get(metric, {}).get(level), sign=sign)
+def _l2_cells(facts: Mapping[str, Any], arm: str, sign: str) -> list[str | None]:
+    """Cells of an arm or a difference, from the results of a split."""
 
-    ratings = found.get("human", {}).get("rankings", {}).get(arm, {})
+    def test(metric: str, level: str) -> str | None:
+        return interval(facts["compare"].get(arm, {}).get(metric, {}).get(level), sign=sign)
+
+    ratings = facts.get("human", {}).get("rankings", {}).get(arm, {})
     measures = {"spearman": 3, "top_100": 2, "unseen_spearman": 3, "unseen_top_30": 2}
     tests = [test("accuracy", ALL), test("f1", "third 3"), test("accuracy", UNSEEN), test("auc", UNSEEN)]
     return tests + [interval(ratings.get(name), digits, sign) for name, digits in measures.items()]
 
 
-def ranked(results: dict, split: str) -> dict | None:
-    """Agreement with people of every arm, Li et al.'s score, and the ceilings."""
+def rankings(results: dict, split: str) -> dict | None:
+    """Table of the agreement with people of every arm and of Li et al.'s score, with ceilings; None without ratings."""
     if "human" not in results[split]:
         return None
-    found, rows = results[split]["human"], []
+    facts, rows = results[split]["human"], []
     best = [f"top_30_third_{k}" for k in (1, 2, 3)]
     for name in [*arms(results, split), human.LI]:
-        own, against = found["rankings"][name], found["rankings"].get(f"{name} - {human.LI}", {})
+        ranking, lead = facts["rankings"][name], facts["rankings"].get(f"{name} - {human.LI}", {})
         rows.append(
             [
-                name, interval(own["spearman"]), interval(against.get("spearman"), sign="+"), interval(own["top_100"], 2),
-                interval(against.get("top_100"), 2, "+"), *(interval(own[measure], 2) for measure in best),
+                name, interval(ranking["spearman"]), interval(lead.get("spearman"), sign="+"), interval(ranking["top_100"], 2),
+                interval(lead.get("top_100"), 2, "+"), *(interval(ranking[measure], 2) for measure in best),
             ]
         )  # fmt: skip
-    rows.append(["one rater against the other", interval(found["raters"]), *[None] * 6])
-    ceiling = found["ceiling"]
+    rows.append(["one rater against the other", interval(facts["raters"]), *[None] * 6])
+    ceiling = facts["ceiling"]
     rows.append(
         ["the mean rating itself", None, None, f"{ceiling['top_100']:.2f}", None, *(f"{ceiling[name]:.2f}" for name in best)]
     )
     return {
         "title": f"Triples mined from Wikipedia, ranked by models trained on the {split} split",
-        "caption": f"{found['n']} triples with two human ratings of 0 to 4 (mean {found['mean']:.2f}; chosen by BERT scorers, "
+        "caption": f"{facts['n']} triples with two human ratings of 0 to 4 (mean {facts['mean']:.2f}; chosen by BERT scorers, "
         "no fair sample): rank correlation with the mean rating, mean rating of the best 100, and of the best 30 in each "
         "novelty third, with 95 % bootstrap intervals over triples and seeds; differences from Li et al.'s score on the same "
         "draws. The last rows are ceilings: how well one rater predicts the other, and what a perfect ranking would get."
@@ -78,14 +80,14 @@ def ranked(results: dict, split: str) -> dict | None:
 
 
 def novelty_of_top(results: dict, split: str) -> dict | None:
-    """How novel the best K of the 3,000 mined triples are, beside the paper's of 1.6 million."""
+    """Table of the mean novelty of the best K of 3,000 mined triples, and of the paper's 1.6 million; None without them."""
     if "novelty_of_top" not in results[split]:
         return None
-    found = results[split]["novelty_of_top"]
-    counts = sorted({int(k) for tops in [*found.values(), *published.TOP_NOVELTY.values()] for k in tops})
+    tops_of = results[split]["novelty_of_top"]
+    counts = sorted({int(k) for tops in [*tops_of.values(), *published.TOP_NOVELTY.values()] for k in tops})
     rows = []
-    for name in [*(name for name in arms(results, split) if name in found), human.LI]:
-        tops = found[name]
+    for name in [*(name for name in arms(results, split) if name in tops_of), human.LI]:
+        tops = tops_of[name]
         last = tops[max(tops, key=int)]["mean"]
         cells = [show(tops[str(k)], 2) if str(k) in tops else None for k in counts]
         rows.append([name, "ours", *cells, f"{tops[min(tops, key=int)]['mean'] / last:.2f}"])
@@ -102,7 +104,7 @@ def novelty_of_top(results: dict, split: str) -> dict | None:
 
 
 def quality() -> dict:
-    """People's ratings of mined triples in the paper (0 to 4)."""
+    """Table of the paper's human ratings of mined triples (0 to 4)."""
     studies = {
         "best 100, first study (two raters)": published.MINED_FIRST,
         "best 100, as reprinted by Davison et al. 2019 (unchecked)": published.MINED_REPRINT,
@@ -123,10 +125,10 @@ def quality() -> dict:
 
 
 def novelty_by_people() -> dict:
-    """The paper's human novelty study; `kbc_jax.mine novelty_table` makes a row of your own."""
+    """Table of the paper's human novelty study; `kbc_jax.mine novelty_table` makes a row of your own."""
     rows = [
-        [name, f"{kept} / {sampled}", *(f"{share:.0%}" for share in shares), *(f"{value:.2f}" for value in rest)]
-        for name, (kept, sampled, shares, *rest) in published.HUMAN_NOVELTY.items()
+        [name, f"{used} / {sampled}", *(f"{share:.0%}" for share in shares), *(f"{value:.2f}" for value in rest)]
+        for name, (used, sampled, shares, *rest) in published.HUMAN_NOVELTY.items()
     ]
     return {
         "title": "How novel true triples are to people, in the paper",

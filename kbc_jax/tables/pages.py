@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kbc_jax.tables import claims, mined, published
-from kbc_jax.tables.cells import ORDER, THIRDS, arms, interval, seed_note, show, trained
+from kbc_jax.tables.cells import ORDER, THIRDS, arms, interval, seed_note, show, trained_arms
 from kbc_jax.tables.compare import PAIRS
 from training import files
 
@@ -22,7 +22,7 @@ PAIRED = "paired thirds by skipgram"
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """Every table and the plot that the results have numbers for."""
+    """Write all tables and plots for which `results` have numbers to the folder `out`."""
     save(out, "1-completion", completion(results))
     for split in results:
         save(out, f"2-thirds-{split}", thirds(results, split, "thirds by skipgram"))
@@ -33,9 +33,9 @@ def write(results: dict[str, Any], out: Path) -> None:
     save(out, "4b-claims-in-detail", claims.details(results))
     save(out, "5-embeddings", by_embedding(results))
     save(out, "5b-novelty-by-people", mined.novelty_by_people())
-    save(out, "6-l2", mined.dense_and_lazy(results))
+    save(out, "6-l2", mined.l2_modes(results))
     for split in results:
-        save(out, f"7-mined-{split}", mined.ranked(results, split))
+        save(out, f"7-mined-{split}", mined.rankings(results, split))
         save(out, f"7b-novelty-of-top-{split}", mined.novelty_of_top(results, split))
         save(out, f"8-relations-{split}", relations(results, split))
     save(out, "7c-mined-published", mined.quality())
@@ -43,11 +43,13 @@ def write(results: dict[str, Any], out: Path) -> None:
 
 
 def save(out: Path, name: str, table: dict[str, Any] | None) -> None:
+    """Write a table for `launch.report`, unless it has no rows."""
     if table is not None and table["rows"]:
         files.write(out / f"{name}.table.json", [json.dumps(table, indent=1)])
 
 
 def completion(results: dict) -> dict:
+    """Table of accuracy, F1 and AUC of every arm on every split."""
     rows = []
     for split in results:
         for name in arms(results, split):
@@ -67,16 +69,16 @@ def completion(results: dict) -> dict:
 
 
 def thirds(results: dict, split: str, bucket: str) -> dict:
-    """Every metric in each third; on the random split beside the paper's F1, also of its arms with GloVe."""
+    """Table of all metrics in each third; on the random split with the paper's F1, also of its arms with GloVe."""
     paper = published.RANDOM if split == "random" and bucket.startswith("thirds") else {}
-    said = {name: " / ".join(f"{x:.3f}" for x in values[1:]) for name, values in paper.items()}
+    published_f1 = {name: " / ".join(f"{x:.3f}" for x in values[1:]) for name, values in paper.items()}
     rows = []
     for name in arms(results, split):
         parts = results[split]["arms"][name]["buckets"][bucket]
         for key, label in METRICS.items():
-            cell = [said.get(name) if key == "f1" else None] if paper else []
+            cell = [published_f1.get(name) if key == "f1" else None] if paper else []
             rows.append([name, label, *(show(part[key]) for part in parts), *cell])
-    rows += [[name, "F1", None, None, None, said[name]] for name in paper if name not in results[split]["arms"]]
+    rows += [[name, "F1", None, None, None, published_f1[name]] for name in paper if name not in results[split]["arms"]]
     first = results[split]["arms"][arms(results, split)[0]]["buckets"][bucket]
     rates = ", ".join(f"{part['positives']['mean']:.0%}" for part in first)
     trivial = ", ".join(f"{part['all_positive_f1']['mean']:.3f}" for part in first)
@@ -91,12 +93,12 @@ def thirds(results: dict, split: str, bucket: str) -> dict:
 
 
 def differences(results: dict, split: str) -> dict:
-    """Pairs of arms, whole and by third, with intervals."""
-    found, rows = results[split]["compare"], []
+    """Table of differences between arms, whole and by third, with intervals."""
+    comparisons, rows = results[split]["compare"], []
     for pair in (f"{a} - {b}" for a, b in PAIRS):
         for kind in ("third", "paired third"):
             for key, label in METRICS.items():
-                levels = found.get(pair, {}).get(key, {})
+                levels = comparisons.get(pair, {}).get(key, {})
                 if f"{kind} 1" in levels:
                     names = ["all", *(f"{kind} {k}" for k in (1, 2, 3)), f"{kind} 1 - 3"]
                     rows.append([pair, f"{kind}s", label, *(interval(levels[name], sign="+") for name in names)])
@@ -111,6 +113,7 @@ def differences(results: dict, split: str) -> dict:
 
 
 def by_embedding(results: dict) -> dict:
+    """Table of F1 by novelty, for each kind of vectors that novelty is measured with."""
     rows = []
     for split in results:
         for kind, facts in results[split]["novelty"].items():
@@ -131,15 +134,16 @@ def by_embedding(results: dict) -> dict:
 
 
 def relations(results: dict, split: str, fewest: int = 20) -> dict:
-    names = trained(results, split)
-    found = results[split]["arms"][names[0]]["relations"]
+    """Table of accuracy by relation, for those with `fewest` test triples or more."""
+    names = trained_arms(results, split)
+    relation_facts = results[split]["arms"][names[0]]["relations"]
     rows = [
         [
             relation,
             int(facts["n"]["mean"]),
             *(show(results[split]["arms"][n]["relations"][relation]["accuracy"]) for n in names),
         ]
-        for relation, facts in found.items()
+        for relation, facts in relation_facts.items()
         if facts["n"]["mean"] >= fewest
     ]
     return {
@@ -151,7 +155,7 @@ def relations(results: dict, split: str, fewest: int = 20) -> dict:
 
 
 def plot(results: dict, path: Path) -> None:
-    """Share of test triples judged rightly against their novelty, true and false ones apart, a panel a split.
+    """Plot of the share of test triples judged rightly against their novelty, true and false ones apart, a panel a split.
 
     A model has the same colour in every panel, and the axis reaches down to the lowest point.
     """
@@ -183,7 +187,7 @@ def plot(results: dict, path: Path) -> None:
 
 
 def links(results: dict) -> dict:
-    """Link prediction, ours then the published systems."""
+    """Table of link prediction: ours, then the published systems."""
     keys = ("mrr", "hits@1", "hits@3", "hits@10")
     ours = []
 
@@ -192,11 +196,11 @@ def links(results: dict) -> dict:
         return name != arm, ORDER.index(name) if name in ORDER else len(ORDER)
 
     for arm in sorted(results, key=place):
-        found = results[arm]
+        entry = results[arm]
         graph = "CN-82K" if arm.endswith("_cn82k") else "CN-100K"
-        cells = [show(found["measures"][f"mean {key}"]) for key in keys]
-        seeds = len(found["measures"]["mean mrr"]["values"])
-        ours.append([f"{arm.removesuffix('_cn82k')} ({graph}), ours", seeds, found["test"], *cells])
+        cells = [show(entry["measures"][f"mean {key}"]) for key in keys]
+        seeds = len(entry["measures"]["mean mrr"]["values"])
+        ours.append([f"{arm.removesuffix('_cn82k')} ({graph}), ours", seeds, entry["test"], *cells])
     theirs = [
         [name, None, None, *(None if x is None else f"{x:.3f}" for x in values)] for name, values in published.LINKS.items()
     ]

@@ -1,5 +1,8 @@
-"""Numbers of the papers, for the tables that show ours beside them. Sources: the authors' notebook of the NAACL submission
-(2_02_NAACL_plots_and_tables.ipynb) unless a row says otherwise; docs/kbc.md says which were not checked."""
+"""Numbers of the papers, for the tables that show ours beside them.
+
+Sources: the authors' notebook of the NAACL submission (2_02_NAACL_plots_and_tables.ipynb) unless a row says otherwise;
+docs/kbc.md says which were not checked.
+"""
 
 # Random split: accuracy, then F1 of the thirds from least to most novel. '+ GloVe': general text instead of OMCS vectors.
 RANDOM = {

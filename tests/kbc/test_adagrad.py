@@ -47,10 +47,10 @@ def test_the_first_step_is_the_learning_rate_for_any_gradient_but_zero():
 
 def test_rows_are_updated_as_in_the_whole_table():
     (values, sums), (rows, grads) = table(), batch()
-    some = adagrad.update_rows(values, sums, rows, grads, LR, 0.0)
-    whole = adagrad.update_table(values, sums, dense(rows, grads), LR, 0.0)
+    sparse = adagrad.update_rows(values, sums, rows, grads, LR, 0.0)
+    full = adagrad.update_table(values, sums, dense(rows, grads), LR, 0.0)
     plain = adagrad.update(values, sums, dense(rows, grads), LR)
-    for a, b, c, old in zip(some, whole, plain, (values, sums), strict=True):
+    for a, b, c, old in zip(sparse, full, plain, (values, sums), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
         np.testing.assert_array_equal(b, c)
         untouched = [1, 3, 4, 6]
@@ -69,7 +69,7 @@ def test_lazy_l2_pulls_once_at_each_row_of_the_batch():
 
 
 def test_l2_adds_to_the_gradient():
-    """With a gradient too: rows of the batch as in the dense update, all other rows only there."""
+    """Rows of a batch move as in the dense update, L2 added to their gradients; the other rows move only there."""
     (values, sums), (rows, grads) = table(), batch()
     lazy = adagrad.update_rows(values, sums, rows, grads, LR, 0.3)
     whole = adagrad.update_table(values, sums, dense(rows, grads), LR, 0.3)

@@ -29,11 +29,11 @@ def test_seen_counts_both_sides():
 
 def test_phrase_pmi_by_hand():
     """'cat' heads 2 of 4 triples, 1 of the 2 of isa; 'animal' ends 1, of isa; 'wild cat' ends none."""
-    found = baselines.PhrasePMI(TRAIN, joint=0.1, prior=2).score(DEV)
+    scores = baselines.PhrasePMI(TRAIN, joint=0.1, prior=2).score(DEV)
     cat = log(1.1 / (2 * 4 / 4 + 0.1))
-    np.testing.assert_allclose(found[0], cat + log(1.1 / (2 * 3 / 4 + 0.1)))
-    np.testing.assert_allclose(found[1], cat + log(0.1 / (2 * 3 / 4 + 0.1)))
-    np.testing.assert_allclose(found[2], log(0.1 / (2 * 3 / 4 + 0.1)) + log(0.1 / (2 * 2 / 4 + 0.1)))
+    np.testing.assert_allclose(scores[0], cat + log(1.1 / (2 * 3 / 4 + 0.1)))
+    np.testing.assert_allclose(scores[1], cat + log(0.1 / (2 * 3 / 4 + 0.1)))
+    np.testing.assert_allclose(scores[2], log(0.1 / (2 * 3 / 4 + 0.1)) + log(0.1 / (2 * 2 / 4 + 0.1)))
 
 
 def test_word_pmi_by_hand():
@@ -80,26 +80,26 @@ def test_maxsim_by_hand():
     rows, known = (list(zip(*triples[1:3], strict=True)) for triples in (DEV, TRAIN))
     words = np.array([[mean(h) @ mean(a) + mean(t) @ mean(b) for a, b in known] for h, t in rows])
     same = np.array([[r == s for s in TRAIN.relation] for r in DEV.relation])
-    found = baselines.MaxSim(TRAIN, lexicon, vectors, seed=3, block=2).score(DEV)
+    scores = baselines.MaxSim(TRAIN, lexicon, vectors, seed=3, block=2).score(DEV)
     directions = np.random.default_rng(3).uniform(-0.1, 0.1, (len(lexicon.relations), 6))
     isa, hasa = (directions[lexicon.relations.index(r)] for r in ("isa", "hasa"))
     other = isa @ hasa / sqrt(isa @ isa * (hasa @ hasa))
-    np.testing.assert_allclose(found, np.max(words + np.where(same, 1, other), 1), rtol=1e-5)
-    assert found[0] > 2.99  # it is a training triple
+    np.testing.assert_allclose(scores, np.max(words + np.where(same, 1, other), 1), rtol=1e-5)
+    assert scores[0] > 2.99  # it is a training triple
 
 
 def test_maxargsim_adds_scores_that_are_standardised_on_dev1():
     dev1 = np.array([True, True, False, False])
-    found = baselines.max_arg_sim(np.array([1.0, 3, 5, 2]), np.array([10.0, 50, 20, 30]), dev1)
-    np.testing.assert_allclose(found, [-1 - 1, 1 + 1, 3 - 0.5, 0 + 0])
+    scores = baselines.max_arg_sim(np.array([1.0, 3, 5, 2]), np.array([10.0, 50, 20, 30]), dev1)
+    np.testing.assert_allclose(scores, [-1 - 1, 1 + 1, 3 - 0.5, 0 + 0])
 
 
 def test_evaluate_takes_the_threshold_from_dev1():
     """dev1 is cut at 2 without a mistake; the same cut gets 2 of 4 test triples right, one of them a positive."""
     dev = Triples.of([("isa", str(i), "x") for i in range(4)], [False, False, True, True])
     test = Triples.of([("isa", str(i), "x") for i in range(4)], [True, False, True, False])
-    found = baselines.evaluate(lambda triples: np.array([float(h) for h in triples.head]), Split(TRAIN, dev, test, test))
-    assert found == {"threshold": 2, "dev1": 1, "dev2": 0.5, "test": 0.5, "test_f1": 0.5}
+    measures = baselines.evaluate(lambda triples: np.array([float(h) for h in triples.head]), Split(TRAIN, dev, test, test))
+    assert measures == {"threshold": 2, "dev1": 1, "dev2": 0.5, "test": 0.5, "test_f1": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +112,19 @@ def official():
 def test_counts_on_the_official_test_set(official):
     words = baselines.WordPMI(official.train)
     two = functools.partial(words.score, pairs=("rh", "rt"))
-    found = [baselines.evaluate(score, official)["test"] for score in (two, words.score, baselines.Seen(official.train).score)]
-    np.testing.assert_allclose(found, [0.754, 0.847, 0.743], atol=1e-3)
+    tests = [baselines.evaluate(score, official)["test"] for score in (two, words.score, baselines.Seen(official.train).score)]
+    np.testing.assert_allclose(tests, [0.754, 0.847, 0.743], atol=1e-3)
 
 
 def test_share_of_the_official_test_set_that_is_not_novel(official):
     """Rows whose head and tail occur together in training; every pair of phrases is apart under random word vectors."""
     lexicon = Lexicon.build(official.train, official.test)
-    some = official.test.take(range(0, 2400, 12))
+    queries = official.test.take(range(0, 2400, 12))
     vectors = np.random.default_rng(0).normal(size=(len(lexicon.words), 16))
-    distance, index = novelty(official.train, some, lexicon, vectors)
+    distance, index = novelty(official.train, queries, lexicon, vectors)
     pairs = set(zip(official.train.head, official.train.tail, strict=True))
-    known = np.array([pair in pairs for pair in zip(some.head, some.tail, strict=True)])
-    assert (distance[known] == 0).all() and 20 < known.sum() < 40
-    nearest = official.train.take(index[known])
-    assert (nearest.head, nearest.tail) == (some.take(np.flatnonzero(known)).head, some.take(np.flatnonzero(known)).tail)
+    repeated = np.array([pair in pairs for pair in zip(queries.head, queries.tail, strict=True)])
+    assert (distance[repeated] == 0).all() and 20 < repeated.sum() < 40
+    nearest = official.train.take(index[repeated])
+    same = queries.take(np.flatnonzero(repeated))
+    assert (nearest.head, nearest.tail) == (same.head, same.tail)

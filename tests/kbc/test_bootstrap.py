@@ -17,7 +17,7 @@ PLAIN = {
 
 
 def example(seeds=3, n=60, levels=7):
-    """Scores with many ties, float32 [S, n]; labels; thresholds; which triples belong together."""
+    """(scores float32 [S, n] with many ties, labels, thresholds, cluster of each triple)."""
     rng = np.random.default_rng(0)
     labels = rng.random(n) < 0.4
     scores = np.round(labels + rng.normal(size=(seeds, n)), 1 if levels > 5 else 0).astype(np.float32)
@@ -29,12 +29,12 @@ def test_every_draw_is_the_measure_of_its_triples(metric):
     """The first column is the observed set; each other one repeats triples by their weights."""
     scores, labels, thresholds, cluster = example()
     weights = bootstrap.triple_weights(cluster, draws=20)
-    found = bootstrap.measure(metric, weights, scores, labels, thresholds)
-    assert found.shape == (3, 21)
+    values = bootstrap.measure(metric, weights, scores, labels, thresholds)
+    assert values.shape == (3, 21)
     for draw, counts in enumerate(weights.T.astype(int)):
         rows = np.repeat(np.arange(60), counts)
         expected = [PLAIN[metric](s[rows], labels[rows], t) for s, t in zip(scores, thresholds, strict=True)]
-        np.testing.assert_allclose(found[:, draw], expected, rtol=1e-6)
+        np.testing.assert_allclose(values[:, draw], expected, rtol=1e-6)
     np.testing.assert_array_equal(weights[:, 0], 1)
 
 
@@ -42,8 +42,8 @@ def test_triples_of_a_cluster_come_and_go_together():
     cluster = np.array([5, 9, 5, 7, 9, 5])
     weights = bootstrap.triple_weights(cluster, draws=4000)
     for number in (5, 7, 9):
-        own = weights[cluster == number]
-        np.testing.assert_array_equal(own, np.broadcast_to(own[0], own.shape))
+        members = weights[cluster == number]
+        np.testing.assert_array_equal(members, np.broadcast_to(members[0], members.shape))
     one_each = weights[[0, 1, 3]]
     assert (one_each.sum(0) == 3).all() and one_each[:, 1:].var() == pytest.approx(2 / 3, abs=0.03)  # 3 draws of 3
 
@@ -56,15 +56,15 @@ def test_seeds_of_two_arms_are_drawn_apart_and_those_of_one_arm_alike():
 
 def slow_interval(metric, arms, labels, cluster, draws=600):
     """Differences of the two arms' resampled seed means, with loops over everything."""
-    rng, found, names = np.random.default_rng(1), [], np.unique(cluster)
+    rng, differences, names = np.random.default_rng(1), [], np.unique(cluster)
     for _ in range(draws):
         rows = np.concatenate([np.flatnonzero(cluster == c) for c in rng.choice(names, len(names))])
         means = []
         for scores, cuts in arms:
             seeds = rng.integers(len(scores), size=len(scores))
             means.append(np.mean([PLAIN[metric](scores[s, rows], labels[rows], cuts[s]) for s in seeds]))
-        found.append(means[0] - means[1])
-    return np.array(found)
+        differences.append(means[0] - means[1])
+    return np.array(differences)
 
 
 @pytest.mark.parametrize("metric", ["f1", "auc"])
@@ -78,11 +78,11 @@ def test_interval_of_a_difference_agrees_with_loops(metric):
     ]
     slow = slow_interval(metric, arms, labels, cluster)
     value = bootstrap.Draws(dict(zip("ab", arms, strict=True)), labels, cluster, {"all": np.ones(n, bool)}, draws=3000)
-    found = bootstrap.estimate(value("a", metric, "all") - value("b", metric, "all"))
+    difference = bootstrap.estimate(value("a", metric, "all") - value("b", metric, "all"))
     means = [np.mean([PLAIN[metric](s, labels, t) for s, t in zip(*arm, strict=True)]) for arm in arms]
-    assert found.mean == pytest.approx(means[0] - means[1])
-    np.testing.assert_allclose([found.low, found.high], np.quantile(slow, [0.025, 0.975]), atol=0.3 * slow.std())
-    assert found.not_positive == pytest.approx(np.mean(slow <= 0), abs=0.06)
+    assert difference.mean == pytest.approx(means[0] - means[1])
+    np.testing.assert_allclose([difference.low, difference.high], np.quantile(slow, [0.025, 0.975]), atol=0.3 * slow.std())
+    assert difference.not_positive == pytest.approx(np.mean(slow <= 0), abs=0.06)
 
 
 def test_two_equal_single_seed_arms_differ_in_no_draw():

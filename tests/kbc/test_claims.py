@@ -24,23 +24,23 @@ def sets(n=90):
 def test_levels_and_pairs_add_up_on_the_same_draws():
     models, labels = arms()
     cluster = np.arange(90) % 45
-    found = compare.compare(models, labels, cluster, sets(), metrics=("f1", "auc"), draws=200)
-    assert set(found) == {*models, "factorized - dnn", "factorized - prototypical", "dnn - prototypical"}
+    estimates = compare.compare(models, labels, cluster, sets(), metrics=("f1", "auc"), draws=200)
+    assert set(estimates) == {*models, "factorized - dnn", "factorized - prototypical", "dnn - prototypical"}
     value = Draws(models, labels, cluster, sets(), draws=200)
     first, last = (value("factorized", "f1", f"third {k}") - value("dnn", "f1", f"third {k}") for k in (1, 3))
-    assert found["factorized - dnn"]["f1"]["third 1 - 3"] == pytest.approx(estimate(first - last)._asdict())
+    assert estimates["factorized - dnn"]["f1"]["third 1 - 3"] == pytest.approx(estimate(first - last)._asdict())
     whole = value("factorized", "auc", "all") - value("factorized", "auc", "paired third 1")
-    assert found["factorized"]["auc"]["all - paired third 1"] == pytest.approx(estimate(whole)._asdict())
-    apart = found["factorized"]["f1"]["third 1"]["low"] - found["factorized"]["f1"]["third 3"]["high"]
-    assert found["factorized"]["f1"]["third 1 - 3"]["low"] > apart, "the draws of a difference belong together"
+    assert estimates["factorized"]["auc"]["all - paired third 1"] == pytest.approx(estimate(whole)._asdict())
+    apart = estimates["factorized"]["f1"]["third 1"]["low"] - estimates["factorized"]["f1"]["third 3"]["high"]
+    assert estimates["factorized"]["f1"]["third 1 - 3"]["low"] > apart, "the draws of a difference belong together"
 
 
 def test_sets_without_triples_have_no_level():
     models, labels = arms()
     empty = compare.row_sets(np.zeros(90, bool), {"third": np.arange(90) % 3})
     assert set(empty) == {"all", "third 1", "third 2", "third 3"}
-    found = compare.compare(models, labels, np.arange(90), empty, metrics=("accuracy",), draws=5)
-    assert set(found["dnn"]["accuracy"]) == {*empty, "third 1 - 3", "all - third 1"}
+    estimates = compare.compare(models, labels, np.arange(90), empty, metrics=("accuracy",), draws=5)
+    assert set(estimates["dnn"]["accuracy"]) == {*empty, "third 1 - 3", "all - third 1"}
 
 
 @pytest.mark.parametrize(
@@ -58,27 +58,27 @@ def test_verdicts_follow_the_interval(low, high, bounds, expected):
 
 
 def test_a_claim_holds_where_all_of_its_comparisons_do():
-    assert claims.together(["yes", "yes"]) == "yes" and claims.together([]) == "not measured"
-    assert claims.together(["yes", "no", "not told apart"]) == "no"
-    assert claims.together(["yes", "not told apart"]) == "not told apart"
-    assert claims.together(["yes", "one seed"]) == "one seed"
+    assert claims.combine(["yes", "yes"]) == "yes" and claims.combine([]) == "not measured"
+    assert claims.combine(["yes", "no", "not told apart"]) == "no"
+    assert claims.combine(["yes", "not told apart"]) == "not told apart"
+    assert claims.combine(["yes", "one seed"]) == "one seed"
 
 
 def results(seeds=5, **figures):
     """Every comparison of every split has the interval 0.2 to 0.3, except those of `figures`: {'split|what|metric|level'}."""
-    found = {}
+    splits = {}
     for part in claims.parts():
-        split = found.setdefault(part.split, {"arms": {}, "compare": {}})
+        split = splits.setdefault(part.split, {"arms": {}, "compare": {}})
         for arm in part.what.split(" - "):
             split["arms"][arm] = {"seeds": seeds}
         low, high = figures.get("|".join((part.split, part.what, part.metric, part.level)), (0.2, 0.3))
         value = {"mean": (low + high) / 2, "low": low, "high": high}
         split["compare"].setdefault(part.what, {}).setdefault(part.metric, {})[part.level] = value
-    return found
+    return splits
 
 
-def verdicts(found):
-    return [row[3] for row in claims.summary(found)["rows"]]
+def verdicts(study):
+    return [row[3] for row in claims.summary(study)["rows"]]
 
 
 def test_five_rows_each_with_a_verdict():

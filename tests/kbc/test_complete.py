@@ -1,6 +1,7 @@
 """One epoch against a textbook's; selection and learning rate by hand; that it learns; that seeds are independent."""
 
 import functools
+import os
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from training import population
 from training.data import DatasetStream
 from training.errors import UserError
 from training.rng import key_for
-from training.sharding import make_mesh, replicated
+from training.sharding import batch_spec, make_mesh, replicated
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,8 +29,8 @@ def load(variant="tiny", **overrides):
     return configs.load(f"{ROOT}/configs/kbc/complete.py:{variant}", text)
 
 
-def changed(config, **sections):
-    """A copy with whole sections replaced, for what no command line can say."""
+def replace_sections(config, **sections):
+    """A copy of the config with whole sections replaced, which no command line can do."""
     copy = config.copy_and_resolve_references().unlock()
     for name, value in sections.items():
         section, _, key = name.partition("__")
@@ -41,33 +42,34 @@ class Run:
     """A method with its stream, constants and jitted step, before the first step."""
 
     def __init__(self, config):
-        self.config, self.mesh = config, make_mesh(1)
-        self.method, self.stream = population.make(config, self.mesh)
+        self.config, self.mesh = population.measured(config), make_mesh(1)
+        self.method = population.make(self.config, self.mesh)
         self.knowledge = open_knowledge(config.data)
         self.net = complete.build_net(config, 200)
         self.consts = self.method.consts()
-        self.init = jax.jit(lambda seed: self.method.init(seed, self.stream.spec))
+        self.stream = self.method.stream(self.consts)
+        self.init = jax.jit(self.method.init)
         self.step = jax.jit(self.method.step, out_shardings=replicated(self.mesh))
 
     def start(self, seed=None):
-        state = self.method.warm(self.init(jnp.uint32(self.config.seed if seed is None else seed)))
+        state = self.method.warm(self.init(jnp.uint32(self.config.seed if seed is None else seed)), self.consts)
         return jax.device_put(state, replicated(self.mesh))
 
     def epochs(self, n, state, stream=None):
         """(last state, metrics of every epoch)."""
-        found = []
+        history = []
         with jax.set_mesh(self.mesh):
             for _ in range(n):
                 state, values = self.step(state, (stream or self.stream).next(state), self.consts)
-                found.append(jax.tree.map(np.asarray, values))
-        return state, found
+                history.append(jax.tree.map(np.asarray, values))
+        return state, history
 
 
 # One epoch
 
 
 def textbook(run, state, batch):
-    """An epoch of plain gradients of the whole table, every one of 4B triples scored for itself, Adagrad by hand.
+    """Reference epoch: gradients of the whole table, each of 4B triples scored by itself, Adagrad by hand.
 
     The keys, and which rows they draw, are all that is taken from the code under test.
     """
@@ -131,10 +133,10 @@ def test_an_epoch_is_the_textbooks(config):
     state, batch = run.start(), run.stream.next()
     words = state.params["words"] * 10  # scores far apart: some of the hinges are slack
     state = state.replace(step=jnp.int32(2), params={**state.params, "words": words})
-    new, found = jax.jit(functools.partial(complete.epoch, net=run.net, config=config))(state, batch, run.consts)
+    new, measures = jax.jit(functools.partial(complete.epoch, net=run.net, config=config))(state, batch, run.consts)
     params, sums, moments, loss = textbook(run, state, batch)
     assert new.step == 3
-    np.testing.assert_allclose(found["loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(measures["loss"], loss, rtol=1e-4)
     leaves = zip(*map(jax.tree_util.tree_leaves_with_path, (new.params, params, new.opt_state, sums)), strict=True)
     for (path, p), (_, expected), (_, s), (_, square) in leaves:
         np.testing.assert_allclose(s, square, rtol=5e-3, atol=1e-5 * np.max(square), err_msg=str(path))
@@ -142,8 +144,8 @@ def test_an_epoch_is_the_textbooks(config):
         np.testing.assert_allclose(np.asarray(p)[clear], expected[clear], atol=2e-5, err_msg=str(path))
         assert np.mean(clear) > 0.01 and np.abs(p - expected).max() < 4.1 * config.optim.lr
     if config.net.bn:
-        found = new.extra["stats"]["norm"]
-        np.testing.assert_allclose([found["mean"][0], found["var"][0]], moments, rtol=1e-3)
+        measures = new.extra["stats"]["norm"]
+        np.testing.assert_allclose([measures["mean"][0], measures["var"][0]], moments, rtol=1e-3)
     else:
         assert new.extra["stats"] == {}
 
@@ -195,19 +197,19 @@ def test_selection_keeps_the_best_of_each_split(tiny):
         other = tiny.start(seed)
         state = state.replace(step=jnp.int32(epoch + 1), params={**other.params, "words": start.params["words"] * (seed + 1)})
         states.append(state.params)
-        state, found = select(state, tiny.consts)
+        state, measures = select(state, tiny.consts)
         for name, split in splits.items():
             ids = [tiny.knowledge.lexicon.ids(part) for part in split]
             means = phrase_means(np.asarray(state.params["words"]), np.asarray(tiny.consts["words"]))
             weights = complete.variables(state.params, state.extra["stats"])
             dev1, dev2 = (
-                tiny.net.apply(weights, means[rows[:, 0]], means[rows[:, 2]], own, rows[:, 1], own, train=False)
-                for own, rows in ((np.arange(len(rows)), rows) for rows in ids[1:3])
+                tiny.net.apply(weights, means[rows[:, 0]], means[rows[:, 2]], index, rows[:, 1], index, train=False)
+                for index, rows in ((np.arange(len(rows)), rows) for rows in ids[1:3])
             )
             threshold, accuracy = metrics.best_threshold(dev1, split.dev1.label)
-            assert found[f"dev1_{name}"] == pytest.approx(accuracy, abs=0.011)  # a tie may fall either way
-            assert found[f"dev2_{name}"] == pytest.approx(metrics.accuracy(dev2, split.dev2.label, threshold), abs=0.011)
-            accuracies[name].append(float(found[f"dev2_{name}"]))
+            assert measures[f"dev1_{name}"] == pytest.approx(accuracy, abs=0.011)  # a tie may fall either way
+            assert measures[f"dev2_{name}"] == pytest.approx(metrics.accuracy(dev2, split.dev2.label, threshold), abs=0.011)
+            accuracies[name].append(float(measures[f"dev2_{name}"]))
             thresholds[name].append(threshold)
     assert len({tuple(values) for values in accuracies.values()}) == 2
     for name, best in state.extra["best"].items():
@@ -229,12 +231,13 @@ def test_it_learns_facts_and_nothing_from_shuffled_ones(tiny):
     start.extra["plateau"]["scale"] *= 30  # a learning rate of 0.03
     ids = tiny.knowledge.lexicon.ids(tiny.knowledge.train)
     shuffled = np.stack([np.random.default_rng(k).permutation(column) for k, column in enumerate(ids.T)], 1)
-    streams = (DatasetStream(TripleSource(rows), batch=len(ids), seed=0, mesh=tiny.mesh) for rows in (ids, shuffled))
-    (state, found), (_, control) = (tiny.epochs(10, start, stream) for stream in streams)
-    late, late_control = (np.mean([values["dev2_official"] for values in epochs[-5:]]) for epochs in (found, control))
+    spec = batch_spec(jax.ShapeDtypeStruct((3,), np.int32), len(ids), tiny.mesh)
+    streams = (DatasetStream(TripleSource(rows), spec, seed=0) for rows in (ids, shuffled))
+    (state, history), (_, control) = (tiny.epochs(10, start, stream) for stream in streams)
+    late, late_control = (np.mean([values["dev2_official"] for values in epochs[-5:]]) for epochs in (history, control))
     assert late > 0.8 and 0.4 < late_control < 0.6
-    assert found[-1]["loss"] < found[0]["loss"] - 0.1 and found[0]["lr"] == pytest.approx(0.03)
-    tested = tiny.method.evals["test"].run(state, 10)
+    assert history[-1]["loss"] < history[0]["loss"] - 0.1 and history[0]["lr"] == pytest.approx(0.03)
+    tested = tiny.method.evals["test"].run(state, tiny.consts, 10)
     assert set(tested) == {f"{name}_{split}" for name in ("accuracy", "f1", "auc") for split in ("official", "redrawn")}
     assert all(value > 0.8 for value in tested.values())
     for best in state.extra["best"].values():
@@ -265,7 +268,7 @@ def test_a_population_is_its_members(tiny):
     "config, message",
     [
         (
-            changed(load(), l2__net={"relations": 1e-6, "map": 1.0}),
+            replace_sections(load(), l2__net={"relations": 1e-6, "map": 1.0}),
             r"l2.net names 'map', which the network has not; .*maps_a/kernel",
         ),
         (load(l2__mode="denze"), "l2.mode 'denze' is unknown: use 'lazy' or 'dense'"),
@@ -285,12 +288,36 @@ def test_a_population_is_its_members(tiny):
         (load(net__kind="dnn"), "net.kind 'dnn' has no merge, normalise"),
         (load(net__terms="[hx]"), "net.terms .* are not terms"),
         (load(net__terms="[]"), "net.terms .* are not terms"),
-        (load(init_from="runs/x"), "drop init_from"),
+        (load(sources__init="runs/x"), "drop sources.init"),
     ],
     ids=lambda x: x.split()[0] if isinstance(x, str) else "",
 )
 def test_mistakes_are_named(config, message):
     with pytest.raises(UserError, match=message):
-        method, stream = complete.make(config, make_mesh(1))
-        state = jax.eval_shape(lambda: method.init(jnp.uint32(0), stream.spec))
-        jax.eval_shape(method.step, state, stream.spec, method.consts())
+        method = complete.make(population.measured(config), make_mesh(1))
+        state = jax.eval_shape(lambda: method.init(jnp.uint32(0)))
+        jax.eval_shape(method.step, state, method.spec, method.consts_spec)
+
+
+def test_sizes_of_the_data_and_a_plan_without_them():
+    config = population.measured(load())
+    assert config.data.sizes.to_dict() == {
+        "words": 116, "phrases": 302, "train": 1392, "dev1": (100, 100), "dev2": (100, 100), "vector": 200, "sentence": 0,
+    }  # fmt: skip
+    method = complete.make(config, make_mesh(1))
+    as_spec = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert as_spec(method.consts()) == as_spec(method.consts_spec)
+    with pytest.raises(UserError, match=r"data.sizes.words is 117, but the data have 116"):
+        population.measured(replace_sections(load(), data__sizes={**load().data.sizes, "words": 117}))
+    plan = complete.make(load("fusion_cn82k"), make_mesh(1))
+    words = jax.eval_shape(plan.init, jnp.uint32(0)).params["words"]
+    assert words.shape == (20_006, 200) and plan.consts_spec["sentences"].shape == (69_418, 384)
+
+
+def test_published_sizes_are_those_of_the_files():
+    if not os.environ.get("QUINTET_DATA"):
+        pytest.skip("QUINTET_DATA is not set: conceptnet100k")
+    for variant, name in (("factorized", "cn100k"), ("dnn_random", "cn100k"), ("dnn_cn82k", "cn82k")):
+        sizes = population.measured(load(variant)).data.sizes
+        assert {key: sizes[key] for key in complete.PUBLISHED[name]} == complete.PUBLISHED[name]
+        assert set(sizes.dev1) == set(sizes.dev2) == {complete.DEV}

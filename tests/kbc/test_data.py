@@ -24,18 +24,18 @@ def write(folder, content, name="dev1.tsv"):
 
 def test_blanks_case_and_line_ends_are_normalised(tmp_path):
     path = write(tmp_path, b"\xef\xbb\xbfIsA\tbig  Cat \tanimal\t1\r\n\n  \nAtLocation\t caf\xc3\xa9\ttown \t0")
-    found = read_triples(path, labelled=True)
-    assert found.keys() == [("isa", "big cat", "animal"), ("atlocation", "café", "town")]
-    assert found.label.tolist() == [True, False] and found.label.dtype == bool
+    triples = read_triples(path, labelled=True)
+    assert triples.keys() == [("isa", "big cat", "animal"), ("atlocation", "café", "town")]
+    assert triples.label.tolist() == [True, False] and triples.label.dtype == bool
 
 
 def test_confidence_of_a_training_file_is_no_label(tmp_path):
     """Columns to the right of the tail, and a blank tail end, are left out; every row is true."""
     path = write(tmp_path, b"isa\tcat\tanimal\t0\nisa\tdog\tanimal\t3.459\nisa\tcow\tanimal\t\nisa\tpig\tanimal\n")
-    found = read_triples(path, labelled=False)
+    triples = read_triples(path, labelled=False)
     with pytest.raises(UserError, match=r"dev1.tsv line 2 has 5 columns.*relation, head, tail$"):
         read_triples(write(tmp_path, b"isa\tcat\tanimal\nisa\tcat\tanimal\t1\tx"), labelled=False)
-    assert found.label.all() and found.head == ("cat", "dog", "cow", "pig") and set(found.tail) == {"animal"}
+    assert triples.label.all() and triples.head == ("cat", "dog", "cow", "pig") and set(triples.tail) == {"animal"}
 
 
 GOOD = b"isa\tcat\tanimal\t1\nisa\tdog\tfish\t0\n"
@@ -105,15 +105,15 @@ def test_a_folder_by_argument_or_environment(tmp_path, monkeypatch):
 
 
 def test_triples_are_taken_and_joined_by_rows():
-    some = Triples.of([("isa", "a", "b"), ("hasa", "c", "d"), ("isa", "e", "f")], [True, False, True])
-    assert some.size == 3 and some.take([2, 0]).keys() == [("isa", "e", "f"), ("isa", "a", "b")]
-    assert some.take([1]).label.tolist() == [False]
-    assert some.positives().keys() == [("isa", "a", "b"), ("isa", "e", "f")]
-    both = Triples.concatenate(some, some.take([1]))
+    triples = Triples.of([("isa", "a", "b"), ("hasa", "c", "d"), ("isa", "e", "f")], [True, False, True])
+    assert triples.size == 3 and triples.take([2, 0]).keys() == [("isa", "e", "f"), ("isa", "a", "b")]
+    assert triples.take([1]).label.tolist() == [False]
+    assert triples.positives().keys() == [("isa", "a", "b"), ("isa", "e", "f")]
+    joined = Triples.concatenate(triples, triples.take([1]))
     assert (
-        both.keys() == [*some.keys(), ("hasa", "c", "d")]
-        and both.source is None
-        and both.label.tolist() == [True, False, True, False]
+        joined.keys() == [*triples.keys(), ("hasa", "c", "d")]
+        and joined.source is None
+        and joined.label.tolist() == [True, False, True, False]
     )
 
 
@@ -121,28 +121,28 @@ def test_kept_corruptions():
     """Rows named after their number show which positive a negative comes from, which slot is new and whose it is."""
     n = 400
     positives = Triples.of([(f"r{i}", f"h{i}", f"t{i}") for i in range(n)])
-    found = with_negatives(positives, np.random.default_rng(0))
-    assert found.size == 2 * n and found.keys()[:n] == positives.keys()
-    assert found.label.tolist() == [True] * n + [False] * n
-    kept, others = [], []
-    for key in found.keys()[n:]:
+    triples = with_negatives(positives, np.random.default_rng(0))
+    assert triples.size == 2 * n and triples.keys()[:n] == positives.keys()
+    assert triples.label.tolist() == [True] * n + [False] * n
+    drawn, others = [], []
+    for key in triples.keys()[n:]:
         assert [word[0] for word in key] == list("rht")
         numbers = [int(word[1:]) for word in key]
         row = Counter(numbers).most_common(1)[0][0]
         slot = next((k for k in range(3) if numbers[k] != row), None)
         if slot is not None:  # one in n replaces a slot by itself
-            kept.append((slot, row))
+            drawn.append((slot, row))
             others.append(numbers[slot])
             assert numbers.count(row) == 2
-    assert n - 6 < len(kept) == len(set(kept))  # of the 3n, without replacement
-    assert {slot: 100 < k < 170 for slot, k in Counter(slot for slot, _ in kept).items()} == {0: True, 1: True, 2: True}
-    per_positive = Counter(Counter(row for _, row in kept).values())
-    assert set(per_positive) == {1, 2, 3} and len({row for _, row in kept}) < 0.8 * n  # and some positives have none
+    assert n - 6 < len(drawn) == len(set(drawn))  # of the 3n, without replacement
+    assert {slot: 100 < k < 170 for slot, k in Counter(slot for slot, _ in drawn).items()} == {0: True, 1: True, 2: True}
+    per_positive = Counter(Counter(row for _, row in drawn).values())
+    assert set(per_positive) == {1, 2, 3} and len({row for _, row in drawn}) < 0.8 * n  # and some positives have none
     assert 0.55 < len(set(others)) / n < 0.7 and max(others) > 0.95 * n and min(others) < 0.05 * n  # with replacement: 1 - 1/e
 
 
 def all_near(keys, positives):
-    """Whether each key is some positive with at most one slot replaced by that of another."""
+    """True if each key is a positive with at most one slot replaced by that of another."""
     pairs = ({(r, h) for r, h, _ in positives}, {(r, t) for r, _, t in positives}, {(h, t) for _, h, t in positives})
     columns = [set(column) for column in zip(*positives, strict=True)]
     whole = all((r, h) in pairs[0] or (r, t) in pairs[1] or (h, t) in pairs[2] for r, h, t in keys)
@@ -193,9 +193,9 @@ def test_every_negative_knows_the_positive_that_it_corrupts(splits, name):
 def test_only_files_of_pairs_have_sources():
     rows = [("isa", "a", "b"), ("isa", "c", "d"), ("isa", "a", "d"), ("hasa", "c", "d")]
     label = [True, True, False, False]
-    assert data.paired(Triples.of(rows, label)).source.tolist() == [0, 1, 0, 1]
+    assert data.add_source(Triples.of(rows, label)).source.tolist() == [0, 1, 0, 1]
     others = ([rows[i] for i in (0, 1, 3, 2)], label), (rows, label[::-1]), (rows[:3], label[:3])
-    assert all(data.paired(Triples.of(*other)).source is None for other in others)
+    assert all(data.add_source(Triples.of(*other)).source is None for other in others)
 
 
 @pytest.mark.parametrize("name", data.SPLITS)
@@ -326,7 +326,7 @@ def test_phrase_means_against_a_loop():
     lengths = [4, 1, 2, 3, 0, 4, 2]
     for row, length in zip(words, lengths, strict=True):
         row[length:] = 0
-    found = phrase_means(vectors, words)  # the vector of padding, which is not zero here, counts nowhere
+    means = phrase_means(vectors, words)  # the vector of padding, which is not zero here, counts nowhere
     expected = [sum((vectors[w] for w in row[:n]), np.zeros(5)) / max(n, 1) for row, n in zip(words, lengths, strict=True)]
-    assert found.dtype == np.float32 and not found[4].any()
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    assert means.dtype == np.float32 and not means[4].any()
+    np.testing.assert_allclose(means, expected, rtol=1e-6, atol=1e-7)

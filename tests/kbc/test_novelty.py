@@ -9,7 +9,7 @@ from training.errors import UserError
 
 
 def brute(vectors, queries, train):
-    """[n, m] distances in double precision."""
+    """Distances [n, m] of queries to training pairs, in double precision."""
     vectors = np.asarray(vectors, np.float64)
     return sum(np.linalg.norm(vectors[queries[:, None, i]] - vectors[train[None, :, i]], axis=-1) for i in (0, 1))
 
@@ -24,7 +24,7 @@ def random_phrases(rng, phrases=600, width=32, offset=0.0):
 
 @pytest.mark.parametrize("queries, triples, offset", [(200, 1500, 0), (130, 1500, 10), (128, 128, 0), (1, 1, 0), (5, 3, 0)])
 def test_nearest_is_exact(queries, triples, offset):
-    """Also far from the origin, where expanding the square loses nearly all digits of small distances."""
+    """The search is exact, also far from the origin, where expanding the square loses nearly all digits of small distances."""
     rng = np.random.default_rng(queries)
     vectors = random_phrases(rng, offset=offset)
     query, train = (rng.integers(600, size=(n, 2)) for n in (queries, triples))
@@ -78,7 +78,7 @@ def test_no_queries():
 
 
 def test_the_k_nearest_are_distinct_pairs_in_order():
-    """Against all distances; pairs that training has several times are named once, by their first row."""
+    """The neighbours are those by all distances; pairs that training has several times are named once, by their first row."""
     rng = np.random.default_rng(0)
     vectors = random_phrases(rng)
     train = rng.integers(600, size=(900, 2))

@@ -50,7 +50,7 @@ def scorer(name, vocabulary, dtype=np.float64):
 
 
 def brute(net, params, stats, words, sentences, test, known):
-    P, known, found = len(words), set(map(tuple, known.tolist())), []
+    P, known, ranks = len(words), set(map(tuple, known.tolist())), []
     triples = np.repeat(test, 2 * P, 0).reshape(-1, 2, P, 3)
     triples[:, 0, :, 0] = triples[:, 1, :, 2] = np.arange(P)
     h, r, t = triples.reshape(-1, 3).T
@@ -60,20 +60,20 @@ def brute(net, params, stats, words, sentences, test, known):
     ):
         stay = [i for i in range(P) if i == answer or tuple(asked[i].tolist()) not in known]
         apart = score[stay] - score[answer]
-        found.append(1 + (apart > 1e-9).sum() + ((abs(apart) < 1e-9).sum() - 1) / 2)
-    return np.reshape(found, (-1, 2))
+        ranks.append(1 + (apart > 1e-9).sum() + ((abs(apart) < 1e-9).sum() - 1) / 2)
+    return np.reshape(ranks, (-1, 2))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_ranks_are_those_of_brute_force(name, graph):
-    """In blocks that divide neither the questions nor the phrases; the tie of the twins included."""
+    """Ranks are right with blocks that divide neither questions nor phrases, and with tied phrases."""
     words, sentences, test, known = graph
     with jax.enable_x64(True):
         net = scorer(name, words.max() + 1)
-        found = ranking.ranks(*net, words, sentences, test, known, block=4, candidates_block=37)
+        ranks = ranking.ranks(*net, words, sentences, test, known, block=4, candidates_block=37)
         expected = brute(*net, words, sentences, test, known)
-    np.testing.assert_array_equal(found, expected)
-    assert len(np.unique(found)) > 8 and (found[0, 1] - 1) % 1 == 0.5  # 8 phrases tie with the first tail: 3.5 above it
+    np.testing.assert_array_equal(ranks, expected)
+    assert len(np.unique(ranks)) > 8 and (ranks[0, 1] - 1) % 1 == 0.5  # 8 phrases tie with the first tail: 3.5 above it
 
 
 @pytest.mark.parametrize("name", ["factorized", "fusion"])
@@ -90,7 +90,7 @@ def test_blocks_do_not_matter_in_single_precision(name, graph):
 
 
 def test_known_answers_leave_the_ranking(graph):
-    """By hand: phrases are numbers, a head and a tail fit the better the larger their product."""
+    """Phrases are numbers here, and a head and a tail fit the better the larger their product."""
     net = nets.build("factorized", relations=2, width=1, bn=False, hidden=1, terms=("ht",), normalise=False)
     one = {"kernel": np.ones((1, 1)), "bias": np.zeros(1)}
     tree = {"relations": np.zeros((2, 1)), "maps_a": one, "maps_b": one, "w": np.ones(()), "c": np.zeros(())}
@@ -110,27 +110,27 @@ def test_one_score_for_all_is_the_middle_rank(graph):
     words, sentences, test, _ = graph
     net, params, stats = scorer("dnn", words.max() + 1)
     nothing = jax.tree.map(np.zeros_like, params)
-    found = ranking.ranks(net, nothing, stats, words, sentences, test, test, candidates_block=64)
+    ranks = ranking.ranks(net, nothing, stats, words, sentences, test, test, candidates_block=64)
     others = [[sum(h != a and (r, t) == (b, c) for a, b, c in set(map(tuple, test.tolist()))),
                sum(t != c and (h, r) == (a, b) for a, b, c in set(map(tuple, test.tolist())))] for h, r, t in test]  # fmt: skip
-    np.testing.assert_array_equal(found, (len(words) - np.array(others) + 1) / 2)
+    np.testing.assert_array_equal(ranks, (len(words) - np.array(others) + 1) / 2)
 
 
 def test_measures_by_hand(monkeypatch):
     monkeypatch.setattr(ranking, "ranks", lambda *_, **__: np.array([[1, 10.5], [2, 3], [4, 1.5], [1, 10]]))
-    found = ranking.link_prediction(*[None] * 7)
-    head, tail = {"mrr": (1 + 0.5 + 0.25 + 1) / 4, "hits@1": 0.5, "hits@3": 0.75, "hits@10": 1}, found["tail"]
-    assert found["head"] == head
+    measures = ranking.link_prediction(*[None] * 7)
+    head, tail = {"mrr": (1 + 0.5 + 0.25 + 1) / 4, "hits@1": 0.5, "hits@3": 0.75, "hits@10": 1}, measures["tail"]
+    assert measures["head"] == head
     assert tail == pytest.approx({"mrr": (2 / 21 + 1 / 3 + 2 / 3 + 0.1) / 4, "hits@1": 0, "hits@3": 0.5, "hits@10": 0.75})
-    assert found["mean"] == pytest.approx({name: (head[name] + tail[name]) / 2 for name in head})
+    assert measures["mean"] == pytest.approx({name: (head[name] + tail[name]) / 2 for name in head})
 
 
 def test_link_prediction_hands_its_arguments_on(graph):
     words, sentences, test, known = graph
     net = scorer("factorized", words.max() + 1)
-    found = ranking.link_prediction(*net, words, sentences, test, known, block=5, candidates_block=64)
+    measures = ranking.link_prediction(*net, words, sentences, test, known, block=5, candidates_block=64)
     rank = ranking.ranks(*net, words, sentences, test, known, block=5, candidates_block=64)
-    assert found["tail"] == ranking.summary(rank[:, 1]) != found["head"]
+    assert measures["tail"] == ranking.summary(rank[:, 1]) != measures["head"]
 
 
 def test_nothing_to_rank_and_a_net_that_diverged(graph):

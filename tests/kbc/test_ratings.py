@@ -83,7 +83,7 @@ def test_mistakes_in_a_sheet_name_file_and_line(tmp_path):
     path.write_text("\n".join(lines))
     for sheets, wrong, message in [
         ([path, path], key, "differ"), ([tmp_path / "no.tsv"], key, "no.tsv"),
-        ([path], tmp_path / "no.json", "cannot read .*no.json"), ([path], path, "is no JSON.*together with the sheet"),
+        ([path], tmp_path / "no.json", "cannot read .*no.json"), ([path], path, "is not valid JSON.*together with the sheet"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             ratings.import_sheets(sheets, wrong)
@@ -93,14 +93,14 @@ def test_mistakes_in_a_sheet_name_file_and_line(tmp_path):
 
 def test_agreement_by_hand():
     a, b = np.array([0, 0, 1, 1, 4, NAN, 2]), np.array([0, 1, 1, 1, 3, 3, NAN])
-    found = ratings.agreement(a, b)
+    measures = ratings.agreement(a, b)
     x, y = a[:5], b[:5]
-    assert found["n"] == 5 and found["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert measures["n"] == 5 and measures["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
     # 3 of 5 agree; by chance (0: 2*1 + 1: 2*3) / 25 = 0.32
-    assert found["kappa"] == pytest.approx((0.6 - 0.32) / (1 - 0.32))
+    assert measures["kappa"] == pytest.approx((0.6 - 0.32) / (1 - 0.32))
     chance = np.mean([(i - j) ** 2 for i in x for j in y])
-    assert found["quadratic_kappa"] == pytest.approx(1 - np.mean((x - y) ** 2) / chance)
-    assert found["spearman"] == pytest.approx(np.corrcoef([1.5, 1.5, 3.5, 3.5, 5], [1, 3, 3, 3, 5])[0, 1])
+    assert measures["quadratic_kappa"] == pytest.approx(1 - np.mean((x - y) ** 2) / chance)
+    assert measures["spearman"] == pytest.approx(np.corrcoef([1.5, 1.5, 3.5, 3.5, 5], [1, 3, 3, 3, 5])[0, 1])
     assert ratings.agreement(x, x)["kappa"] == 1
     assert all(np.isnan(v) for k, v in ratings.agreement(np.ones(3), np.ones(3)).items() if k != "n")
     with pytest.raises(UserError, match="there are 1"):
@@ -159,9 +159,9 @@ def test_published_ratings_of_mined_triples():
     first, second = columns["rater1"], columns["rater2"]
     np.testing.assert_allclose((first + second) / 2, columns["mean"])
     assert [first.mean(), second.mean()] == pytest.approx([2.51, 2.40], abs=0.005)
-    found = ratings.agreement(first, second)
-    assert found["n"] == triples.size == 466 and found["pearson"] == pytest.approx(0.505, abs=5e-4)
-    assert 0.2 < found["kappa"] < found["quadratic_kappa"] < found["pearson"] + 1e-9
+    measures = ratings.agreement(first, second)
+    assert measures["n"] == triples.size == 466 and measures["pearson"] == pytest.approx(0.505, abs=5e-4)
+    assert 0.2 < measures["kappa"] < measures["quadratic_kappa"] < measures["pearson"] + 1e-9
 
 
 def test_command_line_from_scores_to_agreement(tmp_path, capsys):

@@ -34,9 +34,9 @@ def test_bucket_walk_takes_the_best_of_each_bucket_and_no_more_blocks_than_neede
         asked.append(triples.head)
         return np.array([values[int(head[1:])] for head in triples.head])
 
-    found = selection.bucket_walk(RANKED, novelty, selection.OMCS_CUTS, per_bucket=30, block=25)
+    buckets = selection.bucket_walk(RANKED, novelty, selection.OMCS_CUTS, per_bucket=30, block=25)
     members = [np.flatnonzero(m)[:30] for m in (values < 3.22, (values >= 3.22) & (values < 4.31), values >= 4.31)]
-    for bucket, rows in zip(found, members, strict=True):
+    for bucket, rows in zip(buckets, members, strict=True):
         assert bucket.rows.tolist() == rows.tolist() and bucket.novelty.tolist() == values[rows].tolist()
     last = max(rows[-1] for rows in members)
     assert len(asked) == last // 25 + 1 and {len(block) for block in asked} == {25}
@@ -45,8 +45,8 @@ def test_bucket_walk_takes_the_best_of_each_bucket_and_no_more_blocks_than_neede
 
 
 def test_mean_novelty_of_the_top():
-    found = selection.mean_novelty_of_top(RANKED, lambda t: np.arange(t.size), (1, 100, 2000))
-    assert found == {1: 0.0, 100: 49.5}
+    means = selection.mean_novelty_of_top(RANKED, lambda t: np.arange(t.size), (1, 100, 2000))
+    assert means == {1: 0.0, 100: 49.5}
 
 
 def test_cuts_must_increase():
@@ -56,7 +56,7 @@ def test_cuts_must_increase():
 
 
 def test_thirds_of_the_candidates():
-    """Cuts of all candidates, and near them those of a sample, which does not depend on the ranking."""
+    """Cuts of a sample are near those of all candidates, and do not depend on the ranking."""
     asked = []
 
     def novelty(triples):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbc_jax import link, mine, study
+from kbc_jax import complete, link, mine, study
 from kbc_jax.facts import baselines, data, embeddings
 from kbc_jax.facts.data import Lexicon, Triples, load_split
 from kbc_jax.mining import candidates as mining
@@ -16,6 +16,7 @@ from kbc_jax.tables import cells, claims, human, pages
 from launch.report import write_report
 from training import config as configs
 from training.errors import UserError
+from training.runs import Run, save_files
 from training.testing import train
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,32 @@ def test_a_loaded_run_scores_as_it_did_in_training(runs):
     assert trained.score(new)[0, 0] == trained.score(new)[0, 1]  # both are dog and two unknown words
 
 
+def test_a_run_scores_with_the_lexicon_that_it_saved(runs, tmp_path, monkeypatch, caplog):
+    """The lexicon does not depend on today's data, except in a run of an earlier version, which saved none."""
+    split = load_split("official", "toy")
+    expected = scorer.load(runs / "factorized/0").score(split.dev2)
+    monkeypatch.setattr(scorer, "open_knowledge", lambda data: 1 / 0)
+    np.testing.assert_array_equal(scorer.load(runs / "factorized/0").score(split.dev2), expected)
+    assert "lexicon" not in caplog.text
+    monkeypatch.undo()
+    shutil.copytree(runs / "factorized/0", tmp_path / "old")
+    shutil.rmtree(tmp_path / "old" / "files")
+    np.testing.assert_array_equal(scorer.load(tmp_path / "old").score(split.dev2), expected)
+    assert "has saved no lexicon" in caplog.text
+
+
+def test_another_sentence_encoder_is_refused(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "factorized/0", tmp_path / "run")
+    contents = {name: Run(tmp_path / "run").file(name) for name in (complete.LEXICON,)} | {complete.ENCODER: b"abc"}
+    shutil.rmtree(tmp_path / "run" / "files")
+    save_files(tmp_path / "run", contents)
+    monkeypatch.setattr(scorer.minilm, "fingerprint", lambda: "abc")
+    scorer.load(tmp_path / "run")
+    monkeypatch.setattr(scorer.minilm, "fingerprint", lambda: "abd")
+    with pytest.raises(UserError, match="was trained with another MiniLM than the one that is installed"):
+        scorer.load(tmp_path / "run")
+
+
 def test_a_run_must_fit_its_data_and_split(runs, tmp_path):
     with pytest.raises(UserError, match="selected on official, redrawn"):
         scorer.load(runs / "dnn", "random")
@@ -74,7 +101,7 @@ def test_study_puts_the_arms_of_each_split_together(results):
 
 
 def test_thirds_in_the_comparison_are_those_of_the_tables(results):
-    """Also the paired ones, of both kinds of negatives; on official files they hold as many false as true triples."""
+    """Paired thirds agree too, for both kinds of negatives; on official files they hold as many false as true triples."""
     for split in results.values():
         for kind, name in (("third", "thirds by skipgram"), ("paired third", "paired thirds by skipgram")):
             for k, part in enumerate(split["arms"]["dnn"]["buckets"][name], 1):
@@ -171,7 +198,7 @@ def test_arms_with_other_numbers_of_seeds_are_said(results):
     assert verdicts == ["one seed", "not measured", "not measured", "one seed", "not measured"]
 
 
-def copied(runs, folder, arm="factorized/0", **changes):
+def copy_run(runs, folder, arm="factorized/0", **changes):
     """A run of another arm, with some values of its config changed."""
     shutil.copytree(runs / arm, folder / arm)
     path = folder / arm / "config.json"
@@ -184,34 +211,34 @@ def copied(runs, folder, arm="factorized/0", **changes):
 
 def test_unfinished_runs_are_named_and_left_out(runs, tmp_path, capsys):
     for arm in ("factorized/0", "factorized/1", "dnn"):
-        copied(runs, tmp_path, arm)
+        copy_run(runs, tmp_path, arm)
     (tmp_path / "dnn" / "run.json").write_text('{"status": "running"}')
     (tmp_path / "factorized" / "1" / "run.json").write_text('{"sta')
     (tmp_path / "notes").mkdir()
-    assert study.finished(tmp_path) == {"factorized": [tmp_path / "factorized" / "0"]}
-    said = capsys.readouterr().out
-    assert f"not finished: {tmp_path / 'dnn'}" in said and f"not finished: {tmp_path / 'factorized' / '1'}" in said
+    assert study.find_arms(tmp_path) == {"factorized": [tmp_path / "factorized" / "0"]}
+    output = capsys.readouterr().out
+    assert f"not finished: {tmp_path / 'dnn'}" in output and f"not finished: {tmp_path / 'factorized' / '1'}" in output
     (tmp_path / "factorized" / "0" / "run.json").unlink()
     for folder, message in ((tmp_path, "no finished"), (tmp_path / "none", "no folder")):
         with pytest.raises(UserError, match=message):
-            study.finished(folder)
+            study.find_arms(folder)
 
 
 def test_a_run_counts_on_the_splits_that_it_was_selected_on(runs, tmp_path):
     """A run of 'official' alone is no arm of 'redrawn'; negatives have the seed of the runs, which must be one."""
-    copied(runs, tmp_path, "factorized/0", splits=["official"], seed=3)
-    copied(runs, tmp_path, "dnn", seed=3)
-    arms = study.finished(tmp_path)
-    assert study.selected_on("redrawn", arms) == ({"dnn": [tmp_path / "dnn"]}, 3)
-    assert set(study.selected_on("official", arms)[0]) == {"factorized", "dnn"}
-    assert study.selected_on("random", arms) == ({}, 0)
-    copied(runs, tmp_path, "factorized/1", seed=4)
+    copy_run(runs, tmp_path, "factorized/0", splits=["official"], seed=3)
+    copy_run(runs, tmp_path, "dnn", seed=3)
+    arms = study.find_arms(tmp_path)
+    assert study.runs_of_split("redrawn", arms) == ({"dnn": [tmp_path / "dnn"]}, 3)
+    assert set(study.runs_of_split("official", arms)[0]) == {"factorized", "dnn"}
+    assert study.runs_of_split("random", arms) == ({}, 0)
+    copy_run(runs, tmp_path, "factorized/1", seed=4)
     with pytest.raises(UserError, match=r"several config.data.seed: .*factorized/1"):
-        study.selected_on("redrawn", study.finished(tmp_path))
+        study.runs_of_split("redrawn", study.find_arms(tmp_path))
     path = tmp_path / "dnn" / "config.json"
     path.write_text(path.read_text().replace("kbc_jax.complete", "sgi.pretrain"))
     with pytest.raises(UserError, match=r"dnn is a run of sgi.pretrain"):
-        study.selected_on("official", study.finished(tmp_path))
+        study.runs_of_split("official", study.find_arms(tmp_path))
 
 
 def test_results_go_to_a_folder_that_can_be_made(runs, tmp_path):
@@ -224,12 +251,12 @@ def test_results_go_to_a_folder_that_can_be_made(runs, tmp_path):
 def test_link_prediction_of_all_arms(runs, tmp_path):
     command = [str(runs), "--out", str(tmp_path), "--limit", "10", "--data", "toy"]
     link.main([*command, "--seeds", "1"])
-    found = json.loads((tmp_path / "links.json").read_text())
-    assert set(found) == {"factorized", "dnn"} and found["dnn"]["test"] == 10
+    links = json.loads((tmp_path / "links.json").read_text())
+    assert set(links) == {"factorized", "dnn"} and links["dnn"]["test"] == 10
     link.main([*command, "--arms", "factorized", "--seeds", "2"])
-    found = json.loads((tmp_path / "links.json").read_text())
-    assert [len(found[arm]["measures"]["mean mrr"]["values"]) for arm in ("factorized", "dnn")] == [2, 1]
-    assert 0 < found["factorized"]["measures"]["mean mrr"]["mean"] < 1
+    links = json.loads((tmp_path / "links.json").read_text())
+    assert [len(links[arm]["measures"]["mean mrr"]["values"]) for arm in ("factorized", "dnn")] == [2, 1]
+    assert 0 < links["factorized"]["measures"]["mean mrr"]["mean"] < 1
     rows = json.loads((tmp_path / "9-links.table.json").read_text())["rows"]
     assert [row[:3] for row in rows[:2]] == [["factorized (CN-100K), ours", 2, 10], ["dnn (CN-100K), ours", 1, 10]]
     for text in ("{", "[]", '{"dnn": 1}', '{"dnn": {"test": 1}}'):
@@ -241,7 +268,7 @@ def test_link_prediction_of_all_arms(runs, tmp_path):
 
 
 def test_arms_that_saw_the_test_triples_are_not_ranked(runs, tmp_path):
-    copied(runs, tmp_path, "dnn")
+    copy_run(runs, tmp_path, "dnn")
     shutil.copytree(tmp_path / "dnn", tmp_path / "dnn_random")
     with pytest.raises(UserError, match="dnn_random learnt from test triples"):
         link.main([str(tmp_path), "--out", str(tmp_path / "out"), "--arms", "dnn_random", "--data", "toy"])
@@ -256,8 +283,8 @@ def test_mined_triples_are_scored_and_walked_through(runs, tmp_path):
     mine.main(["score", "--run", str(runs / "dnn"), "--candidates", str(candidates), "--out", str(scored)])
     triples, columns = mining.read_mined(scored)
     assert (np.diff(columns["score"]) <= 0).all()
-    own = dict(zip(split.test.keys(), scorer.load(runs / "dnn").score(split.test).mean(0), strict=True))
-    np.testing.assert_allclose(columns["score"], [own[key] for key in triples.keys()], rtol=1e-4)  # noqa: SIM118
+    expected = dict(zip(split.test.keys(), scorer.load(runs / "dnn").score(split.test).mean(0), strict=True))
+    np.testing.assert_allclose(columns["score"], [expected[key] for key in triples.keys()], rtol=1e-4)  # noqa: SIM118
     mine.main(["walk", "--scored", str(scored), "--out", str(walked), "--data", "toy", "--cuts", "0.5", "1", "--top", "7"])
     _, columns = mining.read_mined(walked)
     for bucket, (low, high) in enumerate(((0, 0.5), (0.5, 1), (1, np.inf))):

@@ -21,8 +21,8 @@ def results():
     scores = {"factorized": columns["mean"] + 0.1 * noise, "factorized_dense": np.where(unseen, noise, columns["mean"])}
     labels, thirds = np.arange(N) % 2 == 0, np.arange(N) % 3
     arms = {name: (values + labels, np.full(2, 2.5)) for name, values in scores.items()}
-    found = compare(arms, labels, np.arange(N), row_sets(unseen, {"third": thirds}), draws=200)
-    one = {"arms": {name: {"seeds": 2} for name in arms}, "compare": found, "unseen": {"test": 40, "human": 40}}
+    comparison = compare(arms, labels, np.arange(N), row_sets(unseen, {"third": thirds}), draws=200)
+    one = {"arms": {name: {"seeds": 2} for name in arms}, "compare": comparison, "unseen": {"test": 40, "human": 40}}
     tops = {name: study.novelty_of_top(values, rng.random(N)) for name, values in scores.items()}
     tops[human.LI] = study.novelty_of_top(columns["li_score"][None], rng.random(N))
     ranked = human.compare(scores, columns, thirds, unseen, 200)
@@ -30,7 +30,7 @@ def results():
 
 
 def test_l2_table_shows_what_unseen_words_lose(results):
-    table = mined.dense_and_lazy(results)
+    table = mined.l2_modes(results)
     rows = {(row[0], row[2]): row[3:] for row in table["rows"]}
     assert set(rows) == {(split, mode) for split in ("official", "redrawn") for mode in ("lazy", "dense", "dense − lazy")}
     lazy, dense, gap = (rows["official", mode] for mode in ("lazy", "dense", "dense − lazy"))
@@ -43,7 +43,7 @@ def test_l2_table_shows_what_unseen_words_lose(results):
 
 
 def test_ranking_table_has_intervals_differences_and_ceilings(results):
-    table = mined.ranked(results, "official")
+    table = mined.rankings(results, "official")
     rows = {row[0]: row[1:] for row in table["rows"]}
     assert list(rows) == [
         "factorized", "factorized_dense", human.LI, "one rater against the other", "the mean rating itself",
@@ -52,7 +52,7 @@ def test_ranking_table_has_intervals_differences_and_ceilings(results):
     assert rows["factorized"][0] == f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
     assert rows["factorized"][1].startswith("+") and rows[human.LI][1] is None
     assert all(len(row) == len(table["columns"]) for row in table["rows"])
-    assert mined.ranked(results, "redrawn") is None and mined.novelty_of_top(results, "redrawn") is None
+    assert mined.rankings(results, "redrawn") is None and mined.novelty_of_top(results, "redrawn") is None
 
 
 def test_novelty_of_the_top_beside_the_papers(results):
