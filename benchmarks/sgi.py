@@ -33,7 +33,7 @@ from configs.sgi import finetune as finetune_config
 from configs.sgi import pretrain as pretrain_config
 from sgi import finetune, pretrain
 from sgi.atari.emulator import STACK, AtariVec
-from training import files, optim, runtime
+from training import files, runtime
 from training.cli import guarded
 from training.config import set_value
 from training.errors import UserError
@@ -67,9 +67,10 @@ def fine_tuning(encoder: str, updates: int) -> Run:
 
 def agent(config: ConfigDict) -> tuple:
     """(jitted step, state after the prefill and the first update, stream)."""
-    method, stream = finetune.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
+    method = finetune.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
+    stream = method.stream(())
     step = jax.jit(method.step, donate_argnums=0)
-    state = jax.jit(lambda: method.init(jnp.uint32(0), stream.spec), compiler_options=runtime.once())()
+    state = jax.jit(method.init, compiler_options=runtime.fast_compile())(jnp.uint32(0))
     for _ in range(2):
         state, _ = step(state, stream.next(state), ())
     return step, state, stream
@@ -81,7 +82,7 @@ def pretraining(encoder: str, updates: int) -> Run:
         pretrain_config.get_config("mixed"),
         net__encoder=encoder, batch=BATCH["pretrain"], data__game="Boxing", data__full_action_space=True,
     )  # fmt: skip
-    method = pretrain.make_method(config, pretrain.build_net(config), optim.build(**config.optim))
+    method = pretrain.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
     rng, B, K = np.random.default_rng(0), config.batch, config.loss.jumps
     batch = {
         "frames": rng.integers(0, 256, (B, STACK + K, 84, 84), np.uint8),
@@ -89,7 +90,7 @@ def pretraining(encoder: str, updates: int) -> Run:
         "mask": np.ones((B, K + 1), np.float32),
         "goal": rng.integers(0, 256, (B, STACK, 84, 84), np.uint8),
     }
-    state = jax.jit(lambda: method.init(jnp.uint32(0), batch), compiler_options=runtime.once())()
+    state = jax.jit(method.init, compiler_options=runtime.fast_compile())(jnp.uint32(0))
     step = jax.jit(method.step, donate_argnums=0)
     return seconds(step, *step(state, jax.device_put(batch), ())[:1], jax.device_put(batch), updates)
 

@@ -16,37 +16,35 @@ from pathlib import Path
 
 import numpy as np
 
+from sgi import pretrain
+from sgi.agent import rainbow
 from sgi.nets.sgi_net import RESNETS, SGINet
 from sgi.reference import weights as files
 from sgi.reference.state_dict import from_reference, to_reference, with_redundant
-from training import config as configs
-from training.checkpoint import read_arrays
 from training.cli import guarded
 from training.errors import UserError
+from training.runs import Run
 
 
 def export(workdir: str, step: int | None = None) -> tuple[SGINet, dict[str, np.ndarray]]:
-    """(net, state dict of the reference, redundant names included) of a run's newest checkpoint, or of that of `step`.
+    """The network and the reference's state dict, redundant names included, of a run's newest checkpoint, or of `step`'s.
 
     Raises:
       UserError: no run of `sgi.pretrain` or `sgi.finetune`, no checkpoint, or a network that the reference does not have.
     """
-    net = _net_of_run(workdir)
-    arrays = read_arrays(workdir, step, ("params", "extra/stats", "extra/spr_target"))
+    run = Run(workdir)
+    net = _net_of_run(run)
+    arrays = run.arrays(step, ("params", "extra/stats", "extra/spr_target"))
     variables = {"params": arrays["params"], "batch_stats": arrays["extra"]["stats"]}
     return net, with_redundant(to_reference(net, variables, arrays["extra"]["spr_target"]))
 
 
-def _net_of_run(workdir: str) -> SGINet:
-    from sgi import finetune, pretrain
-
-    methods = {"sgi.pretrain": pretrain, "sgi.finetune": finetune}
-    config = configs.load_saved(workdir)
-    if config.method not in methods:
-        raise UserError(f"{workdir} is a run of {config.method}: only runs of {' and '.join(methods)} have reference weights")
+def _net_of_run(run: Run) -> SGINet:
+    nets = {"sgi.pretrain": pretrain.build_net, "sgi.finetune": rainbow.build_net}
+    config = run.needs(*nets).config
     if config.population > 1:
-        raise UserError(f"{workdir} is a population of {config.population} seeds: only runs of one seed can be exported")
-    net = methods[config.method].build_net(config)
+        raise UserError(f"{run.path} is a population of {config.population} seeds: only runs of one seed can be exported")
+    net = nets[config.method](config)
     problem = {
         f"encoder {net.encoder!r}": net.encoder not in ("S", "S-bn", *RESNETS),
         f"head {net.head!r}": net.head != "dueling",
@@ -55,11 +53,12 @@ def _net_of_run(workdir: str) -> SGINet:
     }
     if any(problem.values()):
         named = ", ".join(name for name, bad in problem.items() if bad)
-        raise UserError(f"{workdir} has what the reference does not: {named}; it cannot be exported")
+        raise UserError(f"{run.path} has what the reference does not: {named}; it cannot be exported")
     return net
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sgi.convert", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("to-npz", "a PyTorch state dict (.pt, .pth) as .npz"), ("to-pt", "an .npz state dict as .pt")):

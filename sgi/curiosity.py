@@ -20,14 +20,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from sgi.agent.rollouts import Rollout, RolloutStream, stacks
+from sgi.agent.rollouts import Rollout, RolloutStream, observations, rollout_spec
 from sgi.atari.emulator import SIZE, STACK, AtariVec, num_actions
 from sgi.nets.layers import Conv, Dense
-from sgi.nets.sgi_net import flatten, scaled
+from sgi.nets.sgi_net import flatten, scale_channels
 from training import optim
 from training.advantages import gae
 from training.errors import UserError
-from training.method import Method, Stream, TrainState
+from training.method import Method, TrainState
 from training.rng import key_for
 from training.sharding import BATCH, batch_ways, check_batch
 
@@ -44,7 +44,9 @@ class Features(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        for i, (features, size, stride) in enumerate(zip(scaled(CHANNELS, self.width), (8, 4, 3), (4, 2, 1), strict=True)):
+        for i, (features, size, stride) in enumerate(
+            zip(scale_channels(CHANNELS, self.width), (8, 4, 3), (4, 2, 1), strict=True)
+        ):
             x = nn.leaky_relu(Conv(features, size, stride, xavier=True, name=f"conv_{i}")(x), 0.2)
         return Dense(self.hidden, xavier=True, name="linear")(flatten(x))
 
@@ -94,7 +96,7 @@ class Forward(nn.Module):
 
 
 class Nets(nn.Module):
-    """All four; `config.net` has hidden and width."""
+    """The four networks; `config.net` has hidden and width."""
 
     num_actions: int
     hidden: int
@@ -127,21 +129,8 @@ class Nets(nn.Module):
         self.error(y, y, jnp.zeros(x.shape[0], jnp.int32))
 
 
-def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
-    """The agent that `config` describes, and the games it plays."""
-    agent = config.agent
-    check_batch(config.batch, mesh)
-    if config.batch % agent.minibatches:
-        raise UserError(f"batch of {config.batch} games does not split into {agent.minibatches} agent.minibatches")
-    check_batch(config.batch // agent.minibatches, mesh)
-    net = Nets(num_actions(config.env.game, full=config.env.full_action_space), **config.net)
-    stream = RolloutStream(
-        games(config, config.batch, config.seed), behaviour(net), horizon=agent.horizon, view=acting_part, mesh=mesh
-    )
-    return make_method(config, mesh, net), stream
-
-
 def games(config: ConfigDict, lanes: int, seed: int) -> AtariVec:
+    """The games of a config, `lanes` of them side by side, in which a lost life goes unnoticed."""
     env = config.env
     return AtariVec(
         env.game, lanes, seed=seed, noop_max=env.noop_max, max_steps=env.max_steps, sticky=env.sticky,
@@ -150,13 +139,13 @@ def games(config: ConfigDict, lanes: int, seed: int) -> AtariVec:
 
 
 def acting_part(state: TrainState) -> TrainState:
-    """What the policy reads."""
+    """The part of the state that the policy reads."""
     extra = {"pixels": state.extra["pixels"]}
     return TrainState(step=state.step, seed=state.seed, params={"actor": state.params["actor"]}, opt_state=None, extra=extra)
 
 
 def normalise(x_uint8: jax.Array, pixels: dict) -> jax.Array:
-    """(x - mean) / std; the mean is an image, the deviation one number, both of random play."""
+    """Normalised pixels (x - mean) / std; the mean is an image, the deviation one number, both of random play."""
     return (x_uint8.astype(jnp.float32) - pixels["mean"]) / pixels["std"]
 
 
@@ -173,24 +162,31 @@ def behaviour(net: Nets) -> Any:
 
 
 def log_prob(logits: jax.Array, action: jax.Array) -> jax.Array:
-    """[M, A], [M] -> [M]."""
+    """Log-probabilities [M] of actions [M] under logits [M, A]."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], 1)[:, 0]
 
 
-def make_method(config: ConfigDict, mesh: Mesh, net: Nets) -> Method:
-    """Pure functions of the agent."""
+def make(config: ConfigDict, mesh: Mesh) -> Method:
+    """The agent that `config` describes, and the games it plays."""
     tx, agent = optim.build(**config.optim), config.agent
+    check_batch(config.batch, mesh)
+    if config.batch % agent.minibatches:
+        raise UserError(f"batch of {config.batch} games does not split into {agent.minibatches} agent.minibatches")
+    check_batch(config.batch // agent.minibatches, mesh)
+    net = Nets(num_actions(config.env.game, full=config.env.full_action_space), **config.net)
+    spec = rollout_spec(config.batch, agent.horizon, mesh)
 
-    def init(seed: jax.Array, spec: Rollout) -> TrainState:
+    def init(seed: jax.Array) -> TrainState:
         params = net.init(key_for(seed, 0, "init"), jnp.zeros((1, SIZE, SIZE, STACK)), method="init_all")["params"]
         extra = {
             "pixels": {"mean": jnp.zeros((SIZE, SIZE, STACK)), "std": jnp.float32(255)},
-            "discounted": jnp.zeros(spec.action.shape[0]),  # sum of past rewards of each game
+            "discounted": jnp.zeros(config.batch),  # sum of past rewards of each game
             "moments": {"mean": jnp.float32(0), "var": jnp.float32(1), "count": jnp.float32(1e-4)},
         }
         return TrainState(step=jnp.int32(0), seed=jnp.uint32(seed), params=params, opt_state=tx.init(params), extra=extra)
 
-    def warm(state: TrainState) -> TrainState:
+    def warm(state: TrainState, consts: Any) -> TrainState:
+        """The state with the pixel statistics of random play, by which observations are normalised."""
         return state.replace(extra={**state.extra, "pixels": random_pixels(config)})
 
     def shard(x: jax.Array) -> jax.Array:  # rows of a minibatch are spread anew
@@ -201,11 +197,11 @@ def make_method(config: ConfigDict, mesh: Mesh, net: Nets) -> Method:
 
         def surprise(part: int) -> jax.Array:
             rows = jax.tree.map(lambda x: shard(x[part :: agent.minibatches]), batch)
-            return errors(net, params, embed(net, params, look(rows, pixels)), rows.action)
+            return forward_errors(net, params, embed(net, params, normalised_observations(rows, pixels)), rows.action)
 
         # All rewards before any learning; in parts, to save memory.
         reward = jnp.stack([surprise(i) for i in range(agent.minibatches)], 1).reshape(batch.action.shape)
-        discounted, moments = running(reward, state.extra["discounted"], state.extra["moments"], agent.discount)
+        discounted, moments = running_moments(reward, state.extra["discounted"], state.extra["moments"], agent.discount)
         advantage, returns = advantages(reward / jnp.sqrt(moments["var"]), batch.value, agent.discount, agent.lam)
         advantage = (advantage - advantage.mean()) / (advantage.std() + TINY)
         data = {"rollout": batch, "advantage": advantage, "returns": returns}
@@ -231,21 +227,24 @@ def make_method(config: ConfigDict, mesh: Mesh, net: Nets) -> Method:
         extra = {**state.extra, "discounted": discounted, "moments": moments}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra), metrics
 
-    return Method(init=init, step=step, warm=warm)
+    def stream(consts: Any) -> RolloutStream:
+        return RolloutStream(games(config, config.batch, config.seed), behaviour(net), spec, view=acting_part)
+
+    return Method(spec=spec, init=init, step=step, stream=stream, warm=warm)
 
 
-def look(batch: Rollout, pixels: dict) -> jax.Array:
+def normalised_observations(batch: Rollout, pixels: dict) -> jax.Array:
     """The observations of stretches, normalised: [n, T + 1, 84, 84, 4]."""
-    return normalise(stacks(batch.frames, batch.start), pixels)
+    return normalise(observations(batch.frames, batch.start), pixels)
 
 
 def embed(net: Nets, params: dict, images: jax.Array) -> jax.Array:
-    """[n, T + 1, 84, 84, 4] -> features [n, T + 1, H]."""
+    """Features [n, T + 1, H] of normalised observations [n, T + 1, 84, 84, 4]."""
     y = net.apply({"params": params}, images.reshape(-1, *images.shape[2:]), method="embed")
     return y.reshape(*images.shape[:2], -1)
 
 
-def errors(net: Nets, params: dict, features: jax.Array, action: jax.Array) -> jax.Array:
+def forward_errors(net: Nets, params: dict, features: jax.Array, action: jax.Array) -> jax.Array:
     """Squared errors [n, T] of the forward model on features [n, T + 1, H]."""
     before, after = (x.reshape(-1, x.shape[-1]) for x in (features[:, :-1], features[:, 1:]))
     return net.apply({"params": params}, before, after, action.ravel(), method="error").reshape(action.shape)
@@ -257,7 +256,7 @@ def advantages(reward: jax.Array, value: jax.Array, discount: float, lam: float)
     return gae(reward.at[:, -1].add(last), value[:, :-1], discount, lam)
 
 
-def running(reward: jax.Array, discounted: jax.Array, moments: dict, discount: float) -> tuple[jax.Array, dict]:
+def running_moments(reward: jax.Array, discounted: jax.Array, moments: dict, discount: float) -> tuple[jax.Array, dict]:
     """Discounted sums of past rewards [N] after T more steps, and the running moments of all of them (Chan et al. 1979)."""
 
     def forward(total: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -265,16 +264,16 @@ def running(reward: jax.Array, discounted: jax.Array, moments: dict, discount: f
         return total, total
 
     discounted, sums = jax.lax.scan(forward, discounted, reward.T)
-    old, count = moments["count"], float(reward.size)
-    both, delta = old + count, sums.mean() - moments["mean"]
-    var = (moments["var"] * old + sums.var() * count + delta**2 * old * count / both) / both
-    return discounted, {"mean": moments["mean"] + delta * count / both, "var": var, "count": both}
+    old, new = moments["count"], float(reward.size)
+    count, delta = old + new, sums.mean() - moments["mean"]
+    var = (moments["var"] * old + sums.var() * new + delta**2 * old * new / count) / count
+    return discounted, {"mean": moments["mean"] + delta * new / count, "var": var, "count": count}
 
 
 def loss_fn(params: dict, data: dict, *, net: Nets, agent: ConfigDict, pixels: dict) -> tuple[jax.Array, dict]:
-    """PPO's loss, the inverse model's and the forward model's, on whole stretches of some games."""
+    """The sum of PPO's loss, the inverse model's and the forward model's, on whole stretches of a minibatch of games."""
     batch: Rollout = data["rollout"]
-    images = look(batch, pixels)
+    images = normalised_observations(batch, pixels)
     action = batch.action.ravel()
     logits, value = net.apply({"params": params}, images[:, :-1].reshape(-1, *images.shape[2:]), method="act")
     ratio = jnp.exp(log_prob(logits, action) - batch.log_prob.ravel())
@@ -286,7 +285,7 @@ def loss_fn(params: dict, data: dict, *, net: Nets, agent: ConfigDict, pixels: d
     before, after = (x.reshape(-1, x.shape[-1]) for x in (features[:, :-1], features[:, 1:]))
     guess = net.apply({"params": params}, before, after, method="inverse_logits")
     inverse = -log_prob(guess, action).mean()
-    forward = errors(net, params, features, batch.action).mean()
+    forward = forward_errors(net, params, features, batch.action).mean()
     loss = policy + value_loss - agent.entropy * entropy + inverse + forward
     return loss, {
         "loss": loss, "policy": policy, "value": value_loss, "entropy": entropy, "inverse": inverse, "forward": forward,

@@ -14,73 +14,44 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from sgi.agent import rainbow, replay
-from sgi.agent.actor import ActorStream
+from sgi.agent.actor import ActorStream, transition_spec
 from sgi.agent.resets import GROUP, reset
 from sgi.agent.transfer import FIRST_LAYERS, transfer
-from sgi.atari.emulator import STACK, AtariVec, num_actions
+from sgi.atari.emulator import STACK, AtariVec
 from sgi.atari.evaluation import episodes
 from sgi.nets import losses
 from sgi.nets.sgi_net import SGINet
 from sgi.nets.targets import spr_part
 from training import optim
 from training.errors import UserError
-from training.method import Eval, Method, Stream, TrainState
+from training.method import Eval, Method, TrainState
 from training.rng import key_for
 from training.sharding import BATCH, batch_ways, check_batch
 from training.step import mix
-
-
-def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
-    """The agent that `config` describes, and the game it plays."""
-    check(config, mesh)
-    net = build_net(config)
-    env = AtariVec(
-        config.env.game, 1, seed=config.seed, noop_max=config.env.noop_max, sticky=config.env.sticky,
-        full_action_space=config.env.full_action_space,
-    )  # fmt: skip
-    stream = ActorStream(
-        env,
-        rainbow.behaviour(net, config.agent),
-        prefill=config.agent.prefill,
-        seed=config.seed,
-        mesh=mesh,
-        stored=stored(config, net),
-    )
-    return make_method(config, mesh, net), stream
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Raise UserError for values that cannot work together."""
     agent = config.agent
     check_batch(config.batch, mesh)
-    if agent.pretrained and not config.init_from:
-        raise UserError(
-            "this variant starts from pretrained weights: give --config.init_from=WORKDIR, or take the variant 'none'"
-        )
     if agent.first_layers not in FIRST_LAYERS:
         raise UserError(f"agent.first_layers is {agent.first_layers!r}: choose one of {', '.join(FIRST_LAYERS)}")
-    if not max(1, rainbow.longest(agent), agent.jumps) < agent.prefill <= agent.capacity:
+    if not max(1, rainbow.longest_horizon(agent), agent.jumps) < agent.prefill <= agent.capacity:
         raise UserError(f"agent.prefill is {agent.prefill}: take more than n_step and jumps, and at most the capacity")
     if agent.target_acts and not has_target(agent):
         raise UserError("agent.target_acts needs a target of its own: set agent.target_tau below 1")
     if agent.resets.every and GROUP not in config.optim.groups:
         raise UserError(f"agent.resets needs an optimiser group {GROUP!r} of what is kept: take the variant sr_spr or bbf")
-    if config.init_from and config.net.head == "shared":
-        raise UserError("net.head 'shared' has no pretrained form: take net.head='dueling' with init_from")
+    if config.sources.init and config.net.head == "shared":
+        raise UserError("net.head 'shared' has no pretrained form: take net.head='dueling' with sources.init")
     if agent.cache_features and (agent.spr or not agent.freeze_encoder):
         raise UserError(
             "agent.cache_features needs agent.freeze_encoder=True and agent.spr=0: cached latents cannot be learned from"
         )
 
 
-def build_net(config: ConfigDict) -> SGINet:
-    actions = num_actions(config.env.game, full=config.env.full_action_space)
-    net = {**config.net, "dtype": jnp.dtype(config.net.dtype)}
-    return SGINet(actions, goal=False, inverse=False, noisy_std=config.agent.noisy_std, **net)
-
-
-def stored(config: ConfigDict, net: SGINet) -> jax.ShapeDtypeStruct:
-    """What the replay keeps of an observation: a frame, or the latent of a frozen encoder."""
+def observation_spec(config: ConfigDict, net: SGINet) -> jax.ShapeDtypeStruct:
+    """Shape and type of an observation in the replay: a frame, or the latent of a frozen encoder."""
     if not config.agent.cache_features:
         return jax.ShapeDtypeStruct((84, 84), jnp.uint8)
     image = jnp.zeros((1, 84, 84, STACK))
@@ -88,14 +59,16 @@ def stored(config: ConfigDict, net: SGINet) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(z.shape[1:], jnp.float16)
 
 
-def make_method(config: ConfigDict, mesh: Mesh, net: SGINet) -> Method:
-    """Pure functions of the agent; no emulator is opened."""
-    tx = optim.build(**config.optim)
+def make(config: ConfigDict, mesh: Mesh) -> Method:
+    """The agent that `config` describes, and the game it plays."""
+    check(config, mesh)
+    net, tx = rainbow.build_net(config), optim.build(**config.optim)
+    spec = transition_spec(observation_spec(config, net), mesh)
 
     def random(key: jax.Array) -> dict:
         return net.init(key, jnp.zeros((1, 84, 84, STACK)), jnp.zeros((1,), jnp.int32), method="init_all")
 
-    def init(seed: jax.Array, spec: Any) -> TrainState:
+    def init(seed: jax.Array) -> TrainState:
         variables = random(key_for(seed, 0, "init"))
         params, stats = variables["params"], variables.get("batch_stats", {})
         extra = {
@@ -121,14 +94,37 @@ def make_method(config: ConfigDict, mesh: Mesh, net: SGINet) -> Method:
             )
         return state, {**metrics, "agent_steps": state.extra["replay"].count}
 
-    warm = None
-    if config.init_from:
-        warm = partial(transfer, source=config.init_from, first_layers=config.agent.first_layers)
-    return Method(init=init, step=step, evals={"eval": Eval(config.eval.every, evaluator(config, net))}, warm=warm)
+    def stream(consts: Any) -> ActorStream:
+        policy = rainbow.behaviour(net, config.agent)
+        return ActorStream(open_game(config), policy, spec, prefill=config.agent.prefill, seed=config.seed, mesh=mesh)
+
+    def warm(state: TrainState, consts: Any) -> TrainState:
+        return transfer(state, config.sources.init, game=config.env.game, first_layers=config.agent.first_layers)
+
+    return Method(
+        spec=spec,
+        init=init,
+        step=step,
+        stream=stream,
+        evals={"eval": Eval(config.eval.every, evaluator(config, net))},
+        warm=warm if config.sources.init else None,
+    )
+
+
+def open_game(config: ConfigDict) -> AtariVec:
+    """The game that the agent plays as it learns. Raises UserError for an agent that lacks the weights it must start from."""
+    if config.agent.pretrained and not config.sources.init:
+        raise UserError(
+            "this variant starts from pretrained weights: give --config.sources.init=WORKDIR, or take the variant 'none'"
+        )
+    env = config.env
+    return AtariVec(
+        env.game, 1, seed=config.seed, noop_max=env.noop_max, sticky=env.sticky, full_action_space=env.full_action_space
+    )
 
 
 def has_target(agent: ConfigDict) -> bool:
-    """Whether the Q target is something other than a copy of the current weights."""
+    """True if the Q target is not a copy of the current weights."""
     return agent.target_tau < 1 or agent.target_every > 1
 
 
@@ -138,7 +134,7 @@ def update(
     """One prioritised update: sample, learn, write priorities, move the targets."""
     agent, extra = config.agent, state.extra
     sample_key, loss_key = jax.random.split(key)
-    ahead = max(rainbow.longest(agent), agent.jumps)
+    ahead = max(rainbow.longest_horizon(agent), agent.jumps)
     slots, drawn = replay.sample(extra["replay"], sample_key, config.batch, ahead=ahead, behind=STACK - 1)
     fraction = jnp.clip(state.step / agent.beta_steps, 0, 1)
     beta = agent.beta[0] + fraction * (agent.beta[1] - agent.beta[0])
@@ -173,15 +169,4 @@ def update(
 
 def evaluator(config: ConfigDict, net: SGINet) -> Any:
     """Scores of `config.eval.episodes` full games with mean weights and epsilon 0.001."""
-    return episodes(config, evaluated(net, config.agent, config.eval.epsilon))
-
-
-def evaluated(net: SGINet, agent: ConfigDict, epsilon: float) -> Any:
-    """The policy that evaluations measure: (state, stack uint8 [N, 84, 84, 4], key) -> actions int32 [N]."""
-
-    def act(state: TrainState, stack: jax.Array, key: jax.Array) -> jax.Array:
-        variables = {"params": rainbow.acting(state, agent), "batch_stats": state.extra["stats"]}
-        z = rainbow.encode_acting(net, variables, stack)
-        return rainbow.choose(net, variables, z, key, epsilon, noisy=False)
-
-    return act
+    return episodes(config, rainbow.evaluation_policy(net, config.agent, config.eval.epsilon))

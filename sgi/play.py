@@ -14,27 +14,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-import jax
 import numpy as np
 from ale_py import ALEInterface
-from ml_collections import ConfigDict
 from PIL import Image
 
-from sgi import finetune
+from sgi.agent.learners import load_agent, load_config
 from sgi.atari.emulator import FRAME_SKIP, AtariVec, display_name, replay
-from sgi.atari.evaluation import Game, emulator_seed, make_env, play, policy, random_policy
-from sgi.reference.weights import check_suffix, whole
-from training import config as configs
-from training import population, runtime
-from training.checkpoint import read_arrays
+from sgi.atari.evaluation import Game, emulator_seed, make_env, play, random_policy
+from sgi.reference.weights import atomic_file, check_suffix
+from training import runtime
 from training.cli import guarded
 from training.errors import UserError
-from training.method import TrainState
-from training.sharding import make_mesh
 
 HEIGHT, WIDTH, HERTZ = 210, 160, 60  # of the console's screen
 # GIF counts hundredths of a second, so it cannot have 60 Hz: a third of it, exactly. The step is odd, because sprites that are
@@ -60,11 +54,11 @@ def raw_frames(env: AtariVec, game: Game) -> Iterator[ALEInterface]:
 
 
 def write_video(path: Path, frames: Iterable[ALEInterface]) -> None:
-    """Raw frames as a video, in the format of the suffix: every `KEEP`-th one as pictures, or all of them as .mp4.
+    """Write raw frames as a video, in the format of the suffix: every `KEEP`-th one as pictures, or all of them as .mp4.
 
     Pictures take 34 kB of memory each until they are written: 80 MB for two minutes of play.
     """
-    with whole(path) as file:
+    with atomic_file(path) as file:
         if path.suffix == ".mp4":
             _ffmpeg(os.path.abspath(file.name), path, frames)
             return
@@ -97,7 +91,7 @@ def _ffmpeg(draft: str, path: Path, frames: Iterable[ALEInterface]) -> None:
 
 
 def show(frames: Iterable[ALEInterface], pygame: ModuleType) -> None:
-    """Raw frames in a window, at the console's speed. Closing it ends the show."""
+    """Show raw frames in a window, at the console's speed. Closing it ends the show."""
     pygame.init()
     try:
         window = pygame.display.set_mode((SCALE * WIDTH, SCALE * HEIGHT))
@@ -115,6 +109,7 @@ def show(frames: Iterable[ALEInterface], pygame: ModuleType) -> None:
 
 
 def load_pygame() -> ModuleType:
+    """The package pygame. Raises UserError where it is missing."""
     try:
         import pygame
     except ImportError as error:
@@ -122,36 +117,8 @@ def load_pygame() -> ModuleType:
     return pygame
 
 
-def load_config(workdir: str, member: int) -> ConfigDict:
-    """The config of one member of a fine-tuning run."""
-    config = configs.load_saved(workdir)
-    if config.method != "sgi.finetune":
-        raise UserError(f"{workdir} is a run of {config.method}: only a run of sgi.finetune has an agent that plays")
-    return population.member_config(config, member, workdir)
-
-
-def load_agent(
-    config: ConfigDict, workdir: str, *, step: int | None, member: int, seed: int, epsilon: float
-) -> Callable[[np.ndarray, int], np.ndarray]:
-    """The evaluated policy of a checkpoint, for `evaluation.play`."""
-    arrays = read_arrays(workdir, step, ("step", "params", "extra/stats", "extra/q_target"))
-    weights = {"params": arrays["params"], "extra": {"stats": {}, **arrays.get("extra", {})}}
-    at = arrays["step"]
-    if config.population > 1:
-        weights, at = population.member((weights, at), member)
-    state = TrainState(np.int32(at), np.uint32(seed), weights["params"], None, weights["extra"])
-    state, mesh = jax.device_put(state), make_mesh(1)
-    choose = policy(finetune.evaluated(finetune.build_net(config), config.agent, epsilon))
-    print(f"{workdir}: the agent after step {at}")
-
-    def act(stack: np.ndarray, t: int) -> np.ndarray:
-        with jax.set_mesh(mesh):
-            return choose(state, stack, t)
-
-    return act
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments, checked. Raises UserError for values that cannot be."""
     parser = argparse.ArgumentParser(
         prog="python -m sgi.play",
         description="Watch an agent play: full games, their scores, and a video in the console's own colours.",
@@ -192,6 +159,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     args = parse(argv)
     pygame = load_pygame() if args.watch else None
     if args.game is not None:

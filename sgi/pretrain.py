@@ -6,7 +6,7 @@ reference code, and why, is there too.
 Legend: B batch, K jumps, D flattened latent, P projection, A actions.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,26 +19,14 @@ from sgi.nets.augment import augment
 from sgi.nets.sgi_net import DOPAMINE, SGINet, flatten
 from sgi.nets.targets import SUPPORT, frozen_statistics, mean_cosine, project, q_part, spr_part
 from sgi.recordings.source import open_data
-from sgi.recordings.trajectories import Windows, stacks
+from sgi.recordings.trajectories import Windows, stack_frames, window_spec
 from training import optim
 from training.data import DatasetStream
 from training.errors import UserError
-from training.method import Method, Stream, TrainState
+from training.method import Method, TrainState
 from training.rng import key_for
-from training.sharding import check_batch
+from training.sharding import batch_spec, check_batch
 from training.step import make_step, mix
-
-
-def make(config: ConfigDict, mesh: Mesh) -> tuple[Method, Stream]:
-    """The method that `config` describes, over its recorded play."""
-    weights = config.loss
-    check_batch(config.batch, mesh, config.accumulate)
-    net = build_net(config)
-    tx = optim.build(**config.optim)
-    window = weights.goal_window if weights.goal else None
-    source = Windows(open_data(config.data), jumps=weights.jumps, goal_window=window)
-    stream = DatasetStream(source, batch=config.batch, seed=config.seed, mesh=mesh)
-    return make_method(config, net, tx), stream
 
 
 def build_net(config: ConfigDict) -> SGINet:
@@ -56,11 +44,14 @@ def build_net(config: ConfigDict) -> SGINet:
     )
 
 
-def make_method(config: ConfigDict, net: SGINet, tx: Any) -> Method:
-    """Pure functions of the method; no data are opened."""
-    head = "goal" if config.loss.goal else "reward"
+def make(config: ConfigDict, mesh: Mesh) -> Method:
+    """The method that `config` describes, over its recorded play."""
+    check_batch(config.batch, mesh, config.accumulate)
+    net, tx, weights = build_net(config), optim.build(**config.optim), config.loss
+    head = "goal" if weights.goal else "reward"
+    spec = batch_spec(window_spec(weights.jumps, bool(weights.goal)), config.batch, mesh)
 
-    def init(seed: jax.Array, spec: Any) -> TrainState:
+    def init(seed: jax.Array) -> TrainState:
         image = jnp.zeros((1, 84, 84, STACK))
         variables = net.init(key_for(seed, 0, "init"), image, jnp.zeros((1,), jnp.int32), method="init_all")
         params, stats = variables["params"], variables["batch_stats"]
@@ -84,28 +75,34 @@ def make_method(config: ConfigDict, net: SGINet, tx: Any) -> Method:
             extra["q_target"] = mix(state.extra["q_target"], q_part(new.params, new.extra["stats"]), config.loss.goal_tau)
         return new.replace(extra=extra), metrics
 
-    return Method(init=init, step=step)
+    def stream(consts: Any) -> DatasetStream:
+        windows = Windows(
+            open_data(config.data), jumps=weights.jumps, goal_window=weights.goal_window if weights.goal else None
+        )
+        return DatasetStream(windows, spec, seed=config.seed, workers=config.data.workers)
+
+    return Method(spec=spec, init=init, step=step, stream=stream)
 
 
 def loss_fn(
     params: dict, batch: dict, key: jax.Array, extra: dict, consts: Any, *, net: SGINet, config: ConfigDict, head: str
 ) -> Any:
-    """Total loss, (metrics, new extra) of one batch of windows; see `Windows` for its keys."""
+    """The total loss and (metrics, new extra) of one batch of windows; see `Windows` for its keys."""
     weights = config.loss
-    images_BK = stacks(batch["frames"])
+    images_BK = stack_frames(batch["frames"])
 
-    def look(name: str, images: jax.Array) -> jax.Array:
+    def augmented(name: str, images: jax.Array) -> jax.Array:
         return augment(jax.random.fold_in(key, NAMES.index(name)), images, **config.augment)
 
     variables = {"params": params, "batch_stats": extra["stats"]}
-    z0, new = net.apply(variables, look("online", images_BK[:, 0]), train=True, method="encode", mutable=["batch_stats"])
+    z0, new = net.apply(variables, augmented("online", images_BK[:, 0]), train=True, method="encode", mutable=["batch_stats"])
     stats = {**extra["stats"], **new["batch_stats"]}
     total, metrics = 0.0, {}
     if weights.bc:
         loss = cloning_loss(net, variables, z0, batch["action"][:, 0], weights, metrics)
         total += weights.bc * loss
     if weights.spr or weights.inverse or weights.goal:
-        targets = target_latents(net, extra["spr_target"], look, images_BK, batch.get("goal"))
+        targets = target_latents(net, extra["spr_target"], augmented, images_BK, batch.get("goal"))
     if weights.spr or weights.inverse:
         latents_KB, new = net.apply(
             {"params": params, "batch_stats": stats},
@@ -119,20 +116,26 @@ def loss_fn(
         loss = self_prediction(net, params, extra["spr_target"], latents_KB, targets[0], batch, head, config, metrics)
         total += loss
     if weights.goal:
-        loss = goal_loss(net, variables, extra["q_target"], look, key, z0, images_BK[:, 1], *targets, batch, config, metrics)
-        total += weights.goal * loss
+        views = GoalViews(
+            z0,
+            next_online=frozen_statistics(net, variables, augmented("double", images_BK[:, 1]), method="encode"),
+            next_target=frozen_statistics(net, extra["q_target"], augmented("q_target", images_BK[:, 1]), method="encode"),
+            ema_KB=targets[0],
+            goals=targets[1],
+        )
+        total += weights.goal * goal_loss(net, variables, extra["q_target"], views, batch, key, config, metrics)
     return total, (metrics, {**extra, "stats": stats})
 
 
 NAMES = ("online", "target", "goal", "q_target", "double")  # each use of augmentation has a key of its own
 
 
-def target_latents(net: SGINet, target: dict, look: Any, images_BK: jax.Array, goal_images: jax.Array | None) -> tuple:
+def target_latents(net: SGINet, target: dict, augmented: Any, images_BK: jax.Array, goal_images: jax.Array | None) -> tuple:
     """EMA latents of all K + 1 observations [K + 1, B, 7, 7, C] and, from the same forward pass, of the goals [B, 7, 7, C]."""
     B, steps = images_BK.shape[:2]
-    images = [look("target", images_BK).swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])]
+    images = [augmented("target", images_BK).swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])]
     if goal_images is not None:
-        images.append(look("goal", stacks(goal_images)[:, 0]))
+        images.append(augmented("goal", stack_frames(goal_images)[:, 0]))
     z = jax.lax.stop_gradient(frozen_statistics(net, target, jnp.concatenate(images), method="encode"))
     latents_KB = z[: B * steps].reshape(steps, B, *z.shape[1:])
     return latents_KB, (z[B * steps :] if goal_images is not None else None)
@@ -149,7 +152,7 @@ def self_prediction(
     config: ConfigDict,
     metrics: dict,
 ) -> jax.Array:
-    """S and I on one rollout: latents [K + 1, B, 7, 7, C] predicted, and encoded by the EMA."""
+    """The losses S and I on one rollout: latents [K + 1, B, 7, 7, C] predicted, and encoded by the EMA."""
     weights, K = config.loss, config.loss.jumps
     y_KB = project(net, {"params": params}, latents_KB, head)
     target_y_KB = jax.lax.stop_gradient(project(net, target, target_KB, head))
@@ -169,23 +172,45 @@ def self_prediction(
     return total
 
 
+class GoalViews(NamedTuple):
+    """Latents [B, 7, 7, C] of one batch, each of an augmentation of its own, as the goal loss needs them.
+
+    now           o_0 by the online encoder, with gradient
+    next_online   o_1 by the online encoder
+    next_target   o_1 by the Q target's encoder
+    ema_KB        all observations by the EMA of self-prediction, [K + 1, B, 7, 7, C]
+    goals         the goals by the same EMA
+    """
+
+    now: jax.Array
+    next_online: jax.Array
+    next_target: jax.Array
+    ema_KB: jax.Array
+    goals: jax.Array
+
+
 def goal_loss(
-    net: SGINet, variables: dict, q_target: dict, look: Any, key: jax.Array, z0: jax.Array, next_images: jax.Array,
-    target_KB: jax.Array, goal_latents: jax.Array, batch: dict, config: ConfigDict, metrics: dict,
-) -> jax.Array:  # fmt: skip
-    """G: one-step distributional double Q-learning towards goals; only Q(o_0, a_0 | g) learns."""
+    net: SGINet,
+    variables: dict,
+    q_target: dict,
+    views: GoalViews,
+    batch: dict,
+    key: jax.Array,
+    config: ConfigDict,
+    metrics: dict,
+) -> jax.Array:
+    """The loss G: one-step distributional double Q-learning towards goals; only Q(o_0, a_0 | g) learns."""
     weights, support = config.loss, jnp.linspace(*SUPPORT, net.atoms)
     goals = losses.perturb_goals(
         jax.random.fold_in(key, len(NAMES)),
-        flatten(goal_latents),
+        flatten(views.goals),
         weights.goal_noise,
         weights.goal_permute,
         config.reference_quirks,
     )
-    z_now, z_next = flatten(target_KB[0]), flatten(target_KB[1])
+    z0, online_z1, target_z1 = views.now, views.next_online, views.next_target
+    z_now, z_next = flatten(views.ema_KB[0]), flatten(views.ema_KB[1])
     mask, action = batch["mask"][:, 1], batch["action"][:, 0]
-    target_z1 = frozen_statistics(net, q_target, look("q_target", next_images), method="encode")
-    online_z1 = frozen_statistics(net, variables, look("double", next_images), method="encode")
     if weights.goal_all_to_all:  # every state with every goal of the batch
         B = z0.shape[0]
         goals = jnp.tile(goals, (B, 1))
@@ -214,7 +239,7 @@ def goal_loss(
 def cloning_loss(
     net: SGINet, variables: dict, z0: jax.Array, action_B: jax.Array, weights: ConfigDict, metrics: dict
 ) -> jax.Array:
-    """BC: -log softmax(logits)[a_0], logits = expected values of the reward head, or a linear layer on the projection."""
+    """The loss BC: -log softmax(logits)[a_0]; logits are expected values of the reward head, or a linear layer."""
     if weights.bc_from_values:
         log_probs = net.apply(variables, z0, method="q_log_probs")
         logits = losses.expected_values(log_probs, jnp.linspace(*SUPPORT, net.atoms))

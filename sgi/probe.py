@@ -16,18 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgi.atari.emulator import rom_name
-from sgi.formats import open_play
 from sgi.nets.augment import prepare
 from sgi.nets.sgi_net import SGINet, flatten
 from sgi.nets.targets import mean_cosine
 from sgi.pretrain import build_net
 from sgi.recordings.dqn_replay import Store
-from sgi.recordings.trajectories import Windows, stacks
-from training import config as configs
+from sgi.recordings.open import open_play
+from sgi.recordings.trajectories import Windows, stack_frames
 from training import runtime
-from training.checkpoint import read_arrays
 from training.cli import guarded
 from training.errors import UserError
+from training.runs import Run
 
 # RAM addresses of positions: Anand et al. 2019 (AtariARI).
 POSITIONS = {
@@ -50,7 +49,7 @@ class Encoded(NamedTuple):
 
 
 def probe(net: SGINet, variables: dict, train: Store, test: Store, game: str, *, samples: int = 3000) -> dict:
-    """All figures of one encoder, as floats.
+    """All figures of one encoder, by name.
 
     r2_spatial, r2_projection        mean over positions of the test R^2 of a ridge probe on latents, on projections
     inverse_probe                    test accuracy of a ridge classifier of the action, on pairs of projections
@@ -84,13 +83,13 @@ def encode(net: SGINet, variables: dict, store: Store, game: str, samples: int, 
 
     @jax.jit
     def features(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images = stacks(frames)
+        images = stack_frames(frames)
         z = net.apply(variables, prepare(images.reshape(-1, *images.shape[2:])), train=False, method="encode")
         y = net.apply(variables, z, head, method="project")
         return flatten(z).reshape(*images.shape[:2], -1)[:, 0], y.reshape(images.shape[0], -1)
 
     batches = np.array_split(index, max(1, len(index) // 100))
-    rows = [windows.batch(part, np.zeros((len(part), 1))) for part in batches]
+    rows = [windows.batch(part, np.zeros(len(part), np.uint64)) for part in batches]
     spatial, pairs = (np.concatenate(x) for x in zip(*(jax.device_get(features(r["frames"])) for r in rows), strict=True))
     ram = store.rows("ram", windows.start(index))[:, list(POSITIONS[game].values())]
     action = np.concatenate([r["action"][:, 0] for r in rows])
@@ -119,18 +118,19 @@ def _fit(x: np.ndarray, y: np.ndarray, strength: float):
 
 
 def r2(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """1 - squared error / variance of each column."""
+    """R^2 of each column: 1 - squared error / variance."""
     return 1 - np.square(truth - prediction).sum(0) / np.square(truth - truth.mean(0)).sum(0)
 
 
 def effective_rank(x: np.ndarray) -> float:
-    """exp of the entropy of the normalised singular values of the centred matrix (Roy & Vetterli 2007)."""
+    """Exponential of the entropy of the normalised singular values of the centred matrix (Roy & Vetterli 2007)."""
     s = np.linalg.svd(x - x.mean(0), compute_uv=False)
     p = s / s.sum()
     return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sgi.probe", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", help="workdirs of pretraining runs")
     parser.add_argument("--train", required=True, help="recording with RAM (sgi.collect --ram) to fit the probes on")
@@ -141,14 +141,15 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     game = rom_name(args.game)
     results = {}
-    for run in args.runs:
-        config = configs.load_saved(run)
+    for workdir in args.runs:
+        run = Run(workdir).needs("sgi.pretrain")
+        config = run.config
         runtime.setup(**config.runtime)
         train, test = (open_play(root, game) for root in (args.train, args.test))
-        arrays = read_arrays(run, only=("params", "extra/stats"))
+        arrays = run.arrays(only=("params", "extra/stats"))
         variables = {"params": arrays["params"], "batch_stats": arrays["extra"]["stats"]}
-        results[run] = probe(build_net(config), variables, train, test, game, samples=args.samples)
-        print(run, json.dumps({k: round(v, 4) for k, v in results[run].items()}), flush=True)
+        results[workdir] = probe(build_net(config), variables, train, test, game, samples=args.samples)
+        print(workdir, json.dumps({k: round(v, 4) for k, v in results[workdir].items()}), flush=True)
     if args.out:
         Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
 

@@ -19,11 +19,10 @@ import numpy as np
 from rliable import library, metrics
 
 from sgi.atari.emulator import display_name
-from sgi.atari.scores import SCORES, human_normalised, iqm, published
+from sgi.atari.scores import SCORES, iqm, load_published, normalise_score
 from training.cli import guarded
-from training.config import load_saved
 from training.errors import UserError
-from training.metrics import read_rows
+from training.runs import find as find_runs
 from training.statistics import half_interval
 
 # human-normalised scores [runs, games] -> number
@@ -32,9 +31,9 @@ STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
     "mean": metrics.aggregate_mean,
     "iqm_runs": metrics.aggregate_iqm,  # over all runs of all games
     "iqm_games": lambda x: iqm(x.mean(0)),  # over games, of the mean over runs: the other thing that tables call IQM
-    "optimality_gap": metrics.aggregate_optimality_gap,  # how far below a human, 0 where better
+    "optimality_gap": metrics.aggregate_optimality_gap,  # mean shortfall below a human, 0 where better
 }
-AS_PRINTED = "iqm_as_printed"  # of published rows whose source does not say which of the two it is
+AS_PRINTED = "iqm_as_printed"  # published rows whose source does not say which of the two it is
 COUNTS = {"above_human": 1.0, "above_random": 0.0}  # numbers of games with a mean above
 DRAWS, PAIR_DRAWS = 2000, 1000
 
@@ -47,24 +46,24 @@ def gather(runs: Path, metric: str) -> Histories:
 
     Raises UserError where there is none, or the same seed twice.
     """
-    found: Histories = {}
-    for path in sorted(runs.glob("*/**/run.json")):
-        arm, workdir = path.relative_to(runs).parts[0], path.parent
-        if json.loads(path.read_text()).get("status") != "done":
-            print(f"left out: {workdir} is not finished")
+    histories: Histories = {}
+    for run in find_runs(runs):
+        arm, workdir = run.path.relative_to(runs).parts[0], run.path
+        if not run.finished:
+            print(f"left out: {workdir} is not finished ({run.status})")
             continue
-        rows = {row["step"]: np.atleast_1d(row[metric]) for row in read_rows(workdir / "metrics.jsonl") if metric in row}
-        config = load_saved(str(workdir))
+        rows = {row["step"]: np.atleast_1d(row[metric]) for row in run.rows() if metric in row}
+        config = run.config
         if not rows or "env" not in config:
             raise UserError(f"{workdir} has no {metric}: only fine-tuning runs with an evaluation can be put together")
-        seeds = found.setdefault(arm, {}).setdefault(display_name(config.env.game), {})
+        seeds = histories.setdefault(arm, {}).setdefault(display_name(config.env.game), {})
         for member in range(len(next(iter(rows.values())))):
             if (seed := config.seed + member) in seeds:
                 raise UserError(f"{workdir}: seed {seed} of this game and arm is there twice; keep one")
             seeds[seed] = {step: float(values[member]) for step, values in rows.items()}
-    if not found:
+    if not histories:
         raise UserError(f"{runs} holds no finished run in <arm>/...: train some first")
-    return found
+    return histories
 
 
 def last(histories: Histories) -> Arms:
@@ -81,11 +80,11 @@ def matrix(arm: str, games: Mapping[str, list[float]]) -> np.ndarray:
     if len(set(counts.values())) > 1:
         few, many = min(counts, key=counts.get), max(counts, key=counts.get)
         raise UserError(f"arm {arm} has {counts[few]} runs of {few} and {counts[many]} of {many}: finish the missing ones")
-    return np.stack([human_normalised(game, np.array(scores, float)) for game, scores in games.items()], 1)
+    return np.stack([normalise_score(game, np.array(scores, float)) for game, scores in games.items()], 1)
 
 
 def aggregates(arms: Mapping[str, np.ndarray], draws: int = DRAWS) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """arm -> statistic -> (value, low, high). A single run of each game has an interval without width."""
+    """Statistics with intervals: arm -> statistic -> (value, low, high). Single runs have intervals without width."""
     together = lambda x: np.array([statistic(x) for statistic in STATISTICS.values()])  # noqa: E731
     np.random.seed(0)  # rliable draws from numpy's global generator
     points, intervals = library.get_interval_estimates(dict(arms), together, reps=draws)
@@ -96,7 +95,7 @@ def aggregates(arms: Mapping[str, np.ndarray], draws: int = DRAWS) -> dict[str, 
 
 
 def improvement(arms: Mapping[str, np.ndarray], draws: int = PAIR_DRAWS) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """(a, b) -> probability that a run of a beats one of b on a game drawn at random: (value, low, high). Same games only."""
+    """Probability that a run of a beats one of b on a random game: (a, b) -> (value, low, high). Same games only."""
     pairs = {f"{a}\n{b}": (arms[a], arms[b]) for a, b in itertools.combinations(arms, 2)}
     if not pairs:
         return {}
@@ -106,14 +105,14 @@ def improvement(arms: Mapping[str, np.ndarray], draws: int = PAIR_DRAWS) -> dict
 
 
 def aggregate_table(arms: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Ours with intervals, then what others published."""
+    """The table of `aggregates`, ours with intervals, then the published ones."""
     names = [*STATISTICS, AS_PRINTED, *COUNTS]
     rows = []
     for arm, values in aggregates(arms).items():
         means = arms[arm].mean(0)
         counts = [int((means > least).sum()) for least in COUNTS.values()]
         rows.append([arm, "{} x {}".format(*arms[arm].shape), *(show(values[s]) for s in STATISTICS), "", *counts, "ours"])
-    for row in published()["aggregates"]:
+    for row in load_published()["aggregates"]:
         rows.append([row["method"], "26 games", *(row.get(name, "") for name in names), row["source"]])
     caption = (
         "Human-normalised, with 95 % stratified bootstrap intervals. Published rows are of all 26 games, most at 100k steps."
@@ -122,21 +121,22 @@ def aggregate_table(arms: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def game_table(arms: Arms) -> dict[str, Any]:
-    """Raw scores of each game, mean ± standard deviation over runs."""
-    others = published()["games"]
-    games = sorted({game for found in arms.values() for game in found})
+    """The table of raw scores of each game, mean ± standard deviation over runs."""
+    others = load_published()["games"]
+    games = sorted({game for scores in arms.values() for game in scores})
     spread = lambda x: f"{np.mean(x):.1f}" + (f" ± {np.std(x, ddof=1):.1f}" if len(x) > 1 else "")  # noqa: E731
     rows = []
     for game in games:
-        ours = [spread(found[game]) if game in found else "" for found in arms.values()]
+        ours = [spread(scores[game]) if game in scores else "" for scores in arms.values()]
         theirs = ["{} ± {}".format(*method["scores"][game]) if game in method["scores"] else "" for method in others.values()]
         rows.append([game, *ours, *theirs])
     caption = "; ".join(f"{name}: {method['source']}" for name, method in others.items())
     return {"title": "Scores by game", "caption": f"Mean ± sd. {caption}.", "columns": ["game", *arms, *others], "rows": rows}
 
 
-def improvement_table(found: Mapping[tuple[str, str], tuple[float, float, float]]) -> dict[str, Any]:
-    rows = [[a, b, show(values)] for (a, b), values in found.items()]
+def improvement_table(probabilities: Mapping[tuple[str, str], tuple[float, float, float]]) -> dict[str, Any]:
+    """The table of `improvement`."""
+    rows = [[a, b, show(values)] for (a, b), values in probabilities.items()]
     caption = (
         "Probability that a run of the first beats a run of the second on a game drawn at random; 95 % bootstrap interval, "
         "which means little for a handful of runs."
@@ -145,7 +145,7 @@ def improvement_table(found: Mapping[tuple[str, str], tuple[float, float, float]
 
 
 def profile(arms: Mapping[str, np.ndarray], path: Path) -> None:
-    """Share of runs with a human-normalised score above tau, for each tau (a performance profile), with 95 % bands."""
+    """Plot the share of runs with a human-normalised score above tau, for each tau (a performance profile), with 95 % bands."""
     plt = pyplot()
     top = max(2.0, *(float(np.quantile(x, 0.95)) for x in arms.values()))
     taus = np.linspace(0, top, 81)
@@ -162,19 +162,19 @@ def profile(arms: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def curves(histories: Histories, path: Path) -> None:
-    """Scores over training, a panel a game: means over runs with 95 % t intervals, at the steps that all runs share."""
+    """Plot scores over training, a panel a game: means over runs with 95 % t intervals, at the steps that all runs share."""
     plt = pyplot()
-    games = sorted({game for found in histories.values() for game in found})
+    games = sorted({game for games in histories.values() for game in games})
     columns = min(len(games), 4)
     shape = -(-len(games) // columns), columns
     figure, axes = plt.subplots(*shape, figsize=(4 * columns, 3 * shape[0]), layout="constrained", squeeze=False)
     for axis in axes.flat[len(games) :]:
         axis.set_visible(False)
     for game, axis in zip(games, axes.flat, strict=False):
-        for arm, found in histories.items():
-            if game not in found:
+        for arm, seeds in histories.items():
+            if game not in seeds:
                 continue
-            runs = list(found[game].values())
+            runs = list(seeds[game].values())
             steps = sorted(set.intersection(*(set(run) for run in runs)))
             values = np.array([[run[step] for step in steps] for run in runs])
             (line,) = axis.plot(steps, values.mean(0), marker=".", label=f"{arm} ({len(runs)})")
@@ -191,7 +191,7 @@ def curves(histories: Histories, path: Path) -> None:
 
 
 def pyplot() -> ModuleType:
-    """matplotlib without a display."""
+    """Matplotlib without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -201,11 +201,12 @@ def pyplot() -> ModuleType:
 
 
 def show(value: tuple[float, float, float]) -> str:
+    """A value and its interval as text."""
     return "{:.3f} [{:.3f}, {:.3f}]".format(*value)
 
 
 def write(runs: Path, out: Path, metric: str) -> None:
-    """All tables and figures into `out`. Pairs of arms are compared if they have the same games."""
+    """Write all tables and figures into `out`. Pairs of arms are compared if they have the same games."""
     histories = gather(runs, metric)
     arms = last(histories)
     values = {arm: matrix(arm, games) for arm, games in arms.items()}
@@ -213,8 +214,8 @@ def write(runs: Path, out: Path, metric: str) -> None:
     if len({tuple(games) for games in arms.values()}) == 1 and len(arms) > 1:
         tables["3-improvement"] = improvement_table(improvement(values))
     out.mkdir(parents=True, exist_ok=True)
-    for name, found in tables.items():
-        (out / f"{name}.table.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    for name, table in tables.items():
+        (out / f"{name}.table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))
     (out / "histories.json").write_text(json.dumps(histories, indent=1))  # arm -> game -> seed -> step -> value
     profile(values, out / "profile.png")
     curves(histories, out / "curves.png")
@@ -222,6 +223,7 @@ def write(runs: Path, out: Path, metric: str) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sgi.study", description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True)

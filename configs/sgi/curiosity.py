@@ -3,9 +3,13 @@
     python -m launch.train --config configs/sgi/curiosity.py:paper --config.env.game=Pong --workdir runs/pong-curious
     python -m sgi.collect --policy learner --workdir runs/pong-curious --out recordings
 
+batch = games side by side, step = a stretch of all games, and the passes over it
+
 Variants
-    paper   128 games, 3 M steps in all: what SGI-E was pretrained on
-    small   16 games, 20k steps: minutes on two cores
+    paper   128 games, 3 M steps in all: what SGI-E was pretrained on (second-hand). Not run
+    small   16 games, 20k steps: minutes on 2 cores. Run with --config.env.game=MsPacman --config.steps=400, 0.4 M steps, seeds
+            0 to 2 (results/sgi/exploration/run.sh). Score to expect: 47,666 +- 11,115 different cells, 95 % t interval, where
+            random play with held actions has 93,250 +- 3,804 (docs/sgi.md, results/sgi/exploration/results.json)
     tiny    tests
 """
 

@@ -1,22 +1,36 @@
-"""Fine-tuning on Atari 100k with SGI's data-efficient Rainbow (reference: mila-iqia/SGI at fbc0b69, config.yaml and algos.py).
+r"""Fine-tuning on Atari 100k with SGI's data-efficient Rainbow (reference: mila-iqia/SGI at fbc0b69, config.yaml and algos.py).
 
-    python -m launch.train --config configs/sgi/finetune.py:sgi --config.env.game=Pong --config.init_from=runs/pong-sgi \\
-        --workdir runs/pong
+    python -m launch.train --config configs/sgi/finetune.py:sgi --config.env.game=Pong \
+        --config.sources.init=runs/pong-sgi --workdir runs/pong
 
-`init_from` is the workdir of a run, or a state dict of the reference (.npz; .pt or .pth where torch is installed).
+batch = transitions of an update, step = an agent step (the first: the random prefill)
+
+`sources.init` is the workdir of a run, or a state dict of the reference (.npz; .pt or .pth where torch is installed).
 
 Variants
-    none      from scratch (SGI-None): 1e-4 for every parameter
-    naive     from `init_from`, 1e-4 for every parameter
-    frozen    from `init_from`, encoder fixed
-    sgi       from `init_from`, encoder at lr / 100 and first head layers at lr / 3.3 (sgim_finetune.sh)
+    none      from scratch (SGI-None): 1e-4 for every parameter. Not run
+    naive     from `sources.init`, 1e-4 for every parameter. Not run
+    frozen    from `sources.init`, encoder fixed. Not run
+    sgi       from `sources.init`, encoder at lr / 100 and first head layers at lr / 3.3 (sgim_finetune.sh). Not run
     spr, der, drq, sr_spr, bbf    what others compare with, from scratch: the settings of mila-iqia/spr, Dopamine's
-              labs/atari_100k (DER, DrQ(eps)) and google-research/bigger_better_faster; docs/sgi.md says where they differ
-    small_cached  CPU experiment: a fresh head on cached features of a frozen encoder
-    small_*   CPU experiment: the network of configs/sgi/pretrain.py:small, short; see results/sgi
+              labs/atari_100k (DER, DrQ(eps)) and google-research/bigger_better_faster; docs/sgi.md has the differences. Not run
+    small_cached  CPU experiment: a fresh head on cached features of a frozen encoder, 20k steps
+    small_none, small_sgi, small_naive, small_frozen
+              CPU experiment: the network of configs/sgi/pretrain.py:small, 10k steps; the last two are not run
     tiny, tiny_cached, tiny_bbf    tests
 
-Cost at paper size: 100k agent steps and 196k updates of 32; hours on one GPU. Not run by us at this size.
+    python -m launch.train --config configs/sgi/finetune.py:small_sgi --config.agent.spr=0 \
+        --config.sources.init=runs/small --workdir runs/boxing
+
+Time: 9,001 steps of `small_*` without self-prediction (agent.spr=0) at 40 a second on one busy core; with it twice as long. At
+paper size 100k agent steps and 196k updates of 32: hours on one GPU.
+
+Scores to expect, 95 % t intervals:
+    small_none, small_sgi, agent.spr=0, last score (results/sgi/learning, its run.sh; docs/sgi.md has R and W):
+              Krull, seeds 0-2: none 2328 +- 895, sgi on W 2578 +- 352, on R 1401 +- 1144; seeds 3-7: 2383 +- 416, 1734 +- 1062,
+              585 +- 863. Boxing, seeds 0-2: -6.0 +- 6.8, -4.1 +- 10.2, -9.4 +- 35.9. Random play: 1598, 0.1
+    small_cached, Boxing, seeds 0-2 (results/sgi/boxing): from `small` 2.6 +- 10.0, `small_SI` -5.7 +- 21.0, `small_untrained`
+              -0.6 +- 4.4: no better than random play
 """
 
 from ml_collections import ConfigDict
@@ -68,7 +82,7 @@ def get_config(variant: str = "none") -> ConfigDict:
         "epsilon_steps": 1,
         "freeze_encoder": False,  # running statistics, no gradient
         "cache_features": False,  # the replay keeps latents of a frozen encoder; only the head learns
-        "pretrained": False,  # True: refuse to start without `init_from`
+        "pretrained": False,  # True: refuse to start without `sources.init`
         "first_layers": "goal",  # what the projection of pretraining was; 'reward' after behaviour cloning, 'none' to leave out
     }
     c.steps = 98_001  # the prefill, then one step an agent step: 100k agent steps in all

@@ -14,36 +14,40 @@ from sgi.agent.replay import Transition
 from sgi.atari.emulator import AtariVec
 from sgi.atari.recorder import Recorder
 from training.method import TrainState
-from training.sharding import place_replicated, replicated
+from training.sharding import place_replicated, replicated, replicated_spec
 
 # (what `reads` leaves of the state, stack uint8 [1, 84, 84, 4]) -> action int32 [1], stored observation [1, ...]
-Policy = Callable[[TrainState, jax.Array], tuple[jax.Array, jax.Array]]
+ActorPolicy = Callable[[TrainState, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def transition_spec(observation: jax.ShapeDtypeStruct, mesh: Mesh) -> Transition:
+    """The usual batch, one transition on every device, of which the replay stores `observation`."""
+    one = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype)  # noqa: E731
+    scalars = one((), np.int32), one((), np.float32), one((), bool), one((), bool)
+    return replicated_spec(Transition(one(observation.shape, observation.dtype), *scalars), mesh)
 
 
 class ActorStream:
-    """Transitions of one environment.
+    """A stream of transitions of one environment.
 
     Args:
-      env: vector of one environment.
+      env: vector of one environment; closed with the stream.
       policy: jitted here; picks the action and the observation that the replay stores.
+      spec: of one transition (`transition_spec`).
       prefill: random steps in the first batch.
       seed: of the random steps.
     """
 
-    def __init__(self, env: AtariVec, policy: Policy, *, prefill: int, seed: int, mesh: Mesh, stored: jax.ShapeDtypeStruct):
+    def __init__(self, env: AtariVec, policy: ActorPolicy, spec: Transition, *, prefill: int, seed: int, mesh: Mesh):
         if env.num_envs != 1:
             raise ValueError("ActorStream plays one environment")
         self._env, self._mesh, self._prefill, self._seed = env, mesh, prefill, seed
+        self._frames = spec.observation.dtype == np.uint8  # the replay stores frames, not latents
         self._policy = jax.jit(policy, out_shardings=replicated(mesh))
         self._stack, _ = env.reset()
         self._start = True  # the current observation is the first of an episode (a lost life ends one)
         self._steps = 0
         self.recorder = Recorder(1)
-        sharding = replicated(mesh)
-        one = lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype, sharding=sharding)  # noqa: E731
-        self.spec = Transition(
-            one(stored.shape, stored.dtype), one((), np.int32), one((), np.float32), one((), bool), one((), bool)
-        )
 
     def next(self, state: TrainState) -> Transition:
         if self._steps:
@@ -70,9 +74,15 @@ class ActorStream:
         self._start, self._steps = saved["start"], saved["steps"]
         self.recorder.set_state(saved.get("played"))
 
+    def close(self) -> None:
+        self._env.close()
+
+    def report(self) -> dict[str, float]:
+        return {}
+
     def _step(self, state: TrainState, forced: int | None = None) -> Transition:
         """One step of play; only the action leaves the device."""
-        if forced is not None and self.spec.observation.dtype == np.uint8:  # random play for a replay of frames: no network
+        if forced is not None and self._frames:  # random play for a replay of frames: no network
             action, stored = np.array([forced], np.int32), place_replicated(self._stack[:, -1], self._mesh)
         else:
             stack = place_replicated(np.moveaxis(self._stack, 1, -1), self._mesh)

@@ -1,4 +1,4 @@
-"""Runs as players: what a learner did, again (SGI's data sets W and E), and what a trained agent does. Used by `sgi.collect`.
+"""Runs as players: what a learner did, again (SGI's data sets W and E), and what a trained agent does.
 
 A run's experience is its actions (`sgi.atari.recorder`), which its checkpoints hold: nothing else need be logged.
 """
@@ -6,30 +6,34 @@ A run's experience is its actions (`sgi.atari.recorder`), which its checkpoints 
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from sgi.atari.recorder import checksum, complete
-from training import config as configs
+from sgi.agent import rainbow
+from sgi.atari import evaluation
+from sgi.atari.recorder import checksum, is_complete
 from training import population, runtime
-from training.checkpoint import Checkpoints, read_stream
 from training.errors import UserError
+from training.method import TrainState
+from training.runs import Run
+from training.sharding import make_mesh
 
-Act = Callable[[int, np.ndarray], np.ndarray]  # (t, stacks uint8 [N, 4, 84, 84]) -> actions int [N]
+Act = Callable[[int, np.ndarray], np.ndarray]  # (t, observation uint8 [N, 4, 84, 84]) -> actions int [N]
 
 
 def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int | None) -> dict:
-    """What `collect` must know of a run: its game and the rules of it; of a learner, lanes, seed and number of steps too.
+    """The settings of a recording that a run decides: game and rules; for a learner, lanes, seed and number of steps too.
 
     Raises UserError where the run has no player of this kind.
     """
-    config = configs.load_saved(workdir)
-    if config.method not in (("sgi.finetune", "sgi.curiosity") if policy == "learner" else ("sgi.finetune",)):
-        raise UserError(f"{workdir} is a run of {config.method}: the policy {policy} cannot play it")
+    run = Run(workdir).needs(*(("sgi.finetune", "sgi.curiosity") if policy == "learner" else ("sgi.finetune",)))
+    config = run.config
     config = population.member_config(config, member, workdir)
     rules = ("noop_max", "sticky", "max_steps")
-    found = {
+    result = {
         "workdir": str(Path(workdir).resolve()),
-        "step": newest(workdir),  # a run that has gone on has other data
+        "step": run.step,  # a run that has gone on has other data
         "member": member,
         "game": config.env.game,
         "steps": steps,
@@ -39,52 +43,70 @@ def settings(policy: str, workdir: str, member: int, epsilon: float, steps: int 
     if policy == "checkpoint":
         if not 0 <= epsilon <= 1:
             raise UserError(f"--epsilon {epsilon}: take a value from 0 to 1")
-        found["env"]["life_loss"] = True  # the agent's stacks are black before a lost life
-        return found | {"epsilon": epsilon}
-    rows, lanes, _ = recorded(workdir, member).shape
+        result["env"]["life_loss"] = True  # the agent's older frames are black before a lost life
+        return result | {"epsilon": epsilon}
+    rows, lanes, _ = load_record(workdir, member).shape
     if steps is not None and steps > rows * lanes:
         raise UserError(f"--steps {steps}: {workdir} has recorded {rows * lanes}")
-    return found | {"steps": rows * lanes if steps is None else steps, "envs": lanes, "seed": config.seed}
+    return result | {"steps": rows * lanes if steps is None else steps, "envs": lanes, "seed": config.seed}
 
 
-def newest(workdir: str) -> int:
-    """The step of the newest checkpoint."""
-    if not (steps := Checkpoints(workdir).steps()):
-        raise UserError(f"no checkpoint in {workdir}; train there first")
-    return steps[-1]
+def load_record(workdir: str, member: int) -> np.ndarray:
+    """The `Recorder`'s actions and checksums of all games of a run up to its newest checkpoint: uint8 [T, N, 2].
 
-
-def recorded(workdir: str, member: int) -> np.ndarray:
-    """What `Recorder` kept of all games of a run up to its newest checkpoint: uint8 [T, N, 2]."""
-    saved = read_stream(workdir)
-    played = (saved["members"][member] if "members" in saved else saved).get("played")
-    if not complete(played) or not len(played):
+    Raises UserError if there are none.
+    """
+    saved = Run(workdir).stream_state()
+    record = (saved["members"][member] if "members" in saved else saved).get("played")
+    if not is_complete(record) or not len(record):
         raise UserError(
             f"{workdir} holds no play that can be checked: it has not begun, or is of an older version; run it anew"
         )
-    return played
+    return record
 
 
 def learner(options: dict) -> Act:
-    """The run's own actions. Raises UserError where the games take another course than the run's."""
-    played = recorded(options["workdir"], options["member"])
+    """The policy that repeats the run's actions. Raises UserError where the games take another course than the run's."""
+    record = load_record(options["workdir"], options["member"])
 
     def act(t: int, stack: np.ndarray) -> np.ndarray:
-        if (checksum(stack) != played[t, :, 1]).any():
+        if (checksum(stack) != record[t, :, 1]).any():
             raise UserError(f"{options['workdir']} saw other frames than these at its step {t}: replay it with its own ale-py")
-        return played[t, :, 0]
+        return record[t, :, 0]
 
     return act
 
 
 def checkpoint(options: dict) -> Act:
     """The newest agent of a fine-tuning run, epsilon-greedy."""
-    from sgi.play import load_agent, load_config  # these prepare jax for the run's network
-
     config = load_config(options["workdir"], options["member"])
     runtime.setup(**config.runtime)
-    act = load_agent(config, options["workdir"], **{name: options[name] for name in ("step", "member", "seed", "epsilon")})
+    chosen = {name: options[name] for name in ("step", "member", "seed", "epsilon")}
+    act = load_agent(config, options["workdir"], **chosen)
     return lambda t, stack: act(stack, t)
 
 
-POLICIES: dict[str, Callable[[dict], Act]] = {"learner": learner, "checkpoint": checkpoint}
+def load_config(workdir: str, member: int) -> ConfigDict:
+    """The config of one member of a fine-tuning run."""
+    return population.member_config(Run(workdir).needs("sgi.finetune").config, member, workdir)
+
+
+def load_agent(
+    config: ConfigDict, workdir: str, *, step: int | None, member: int, seed: int, epsilon: float
+) -> Callable[[np.ndarray, int], np.ndarray]:
+    """The policy that evaluations of a checkpoint measure, for `evaluation.play`."""
+    arrays = Run(workdir).arrays(step, ("step", "params", "extra/stats", "extra/q_target"))
+    weights = {"params": arrays["params"], "extra": {"stats": {}, **arrays.get("extra", {})}}
+    at = arrays["step"]
+    if config.population > 1:
+        weights, at = population.member((weights, at), member)
+    state = TrainState(np.int32(at), np.uint32(seed), weights["params"], None, weights["extra"])
+    state, mesh = jax.device_put(state), make_mesh(1)
+    choose = evaluation.policy(rainbow.evaluation_policy(rainbow.build_net(config), config.agent, epsilon))
+    print(f"{workdir}: the agent after step {at}")
+
+    def act(stack: np.ndarray, t: int) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return choose(state, stack, t)
+
+    return act

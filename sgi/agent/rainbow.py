@@ -11,12 +11,20 @@ import optax
 from ml_collections import ConfigDict
 
 from sgi.agent import replay
+from sgi.atari.emulator import num_actions
 from sgi.nets import losses
 from sgi.nets.augment import augment, prepare
 from sgi.nets.sgi_net import SGINet
 from sgi.nets.targets import SUPPORT, project
 from training.method import TrainState
 from training.rng import key_for
+
+
+def build_net(config: ConfigDict) -> SGINet:
+    """The network of a fine-tuning config, for the actions of its game."""
+    actions = num_actions(config.env.game, full=config.env.full_action_space)
+    net = {**config.net, "dtype": jnp.dtype(config.net.dtype)}
+    return SGINet(actions, goal=False, inverse=False, noisy_std=config.agent.noisy_std, **net)
 
 
 def encode_acting(net: SGINet, variables: dict, stack: jax.Array) -> jax.Array:
@@ -37,7 +45,7 @@ def values(out: jax.Array) -> jax.Array:
     return losses.expected_values(out, jnp.linspace(*SUPPORT, out.shape[-1])) if out.shape[-1] > 1 else out[..., 0]
 
 
-def acting(view: TrainState, agent: ConfigDict) -> dict:
+def acting_params(view: TrainState, agent: ConfigDict) -> dict:
     """The parameters that act, in training and in evaluations: the Q target's with `target_acts`."""
     return view.extra["q_target"] if agent.target_acts else view.params
 
@@ -50,7 +58,7 @@ def behaviour(net: SGINet, agent: ConfigDict) -> Any:
     """
 
     def policy(view: TrainState, stack: jax.Array) -> tuple[jax.Array, jax.Array]:
-        variables = {"params": acting(view, agent), "batch_stats": view.extra["stats"]}
+        variables = {"params": acting_params(view, agent), "batch_stats": view.extra["stats"]}
         z = encode_acting(net, variables, stack)
         fraction = jnp.clip(view.step / agent.epsilon_steps, 0, 1)
         epsilon = agent.epsilon[0] + fraction * (agent.epsilon[1] - agent.epsilon[0])
@@ -58,6 +66,17 @@ def behaviour(net: SGINet, agent: ConfigDict) -> Any:
         return action, z.astype(jnp.float16) if agent.cache_features else stack[..., -1]
 
     return policy
+
+
+def evaluation_policy(net: SGINet, agent: ConfigDict, epsilon: float) -> Any:
+    """The policy that evaluations measure: (state, stack uint8 [N, 84, 84, 4], key) -> actions int32 [N]."""
+
+    def act(state: TrainState, stack: jax.Array, key: jax.Array) -> jax.Array:
+        variables = {"params": acting_params(state, agent), "batch_stats": state.extra["stats"]}
+        z = encode_acting(net, variables, stack)
+        return choose(net, variables, z, key, epsilon, noisy=False)
+
+    return act
 
 
 class Draw(NamedTuple):
@@ -70,33 +89,34 @@ class Draw(NamedTuple):
 def update_loss(
     params: dict, extra: dict, draw: Draw, key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any
 ) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:
-    """Loss of one update -> (loss, (metrics, new statistics, priorities [B])).
+    """The loss of one update, and (metrics, new statistics, priorities [B]).
 
     Args:
       extra: `TrainState.extra`: statistics, EMA target, replay, and the Q target's parameters (none: a copy of `params`).
-      draw: what was sampled.
-      constrain: shards arrays over their rows.
+      draw: the sampled slots and their weights.
+      key: of augmentation and noise.
+      constrain: shards an array over its rows.
     """
     agent, buffer, slots, stats = config.agent, extra["replay"], draw.slots, extra["stats"]
     target_params = extra.get("q_target", jax.lax.stop_gradient(params))
-    horizon, gamma = annealed(agent, extra)
+    horizon, gamma = annealed_return(agent, extra)
     names = ("online", "target", "next_target", "next_online", "noise", "target_noise")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
 
-    def look(name: str, images: jax.Array) -> jax.Array:
+    def augmented(name: str, images: jax.Array) -> jax.Array:
         return augment(keys[name], constrain(images), **config.augment)
 
     K = agent.jumps if agent.spr else 0
-    images_BK = replay.stacks(buffer, slots, K + 1)
-    later = replay.stacks(buffer, slots + horizon, 1)[:, 0]
-    returns, discount = replay.n_step(buffer, slots, horizon, gamma, longest(agent))
+    images_BK = replay.stacked_observations(buffer, slots, K + 1)
+    later = replay.stacked_observations(buffer, slots + horizon, 1)[:, 0]
+    returns, discount = replay.n_step(buffer, slots, horizon, gamma, longest_horizon(agent))
     actions_BK = replay.at(buffer, "action", slots, range(max(K, 1)))
 
     variables = {"params": params, "batch_stats": stats}
     target_variables = {"params": target_params, "batch_stats": stats}
-    z0, new_stats = _encode(net, variables, look("online", images_BK[:, 0]), agent.freeze_encoder)
-    next_online, _ = _encode(net, variables, look("next_online", later), agent.freeze_encoder)
-    next_target, _ = _encode(net, target_variables, look("next_target", later), agent.freeze_encoder)
+    z0, new_stats = _encode(net, variables, augmented("online", images_BK[:, 0]), agent.freeze_encoder)
+    next_online, _ = _encode(net, variables, augmented("next_online", later), agent.freeze_encoder)
+    next_target, _ = _encode(net, target_variables, augmented("next_target", later), agent.freeze_encoder)
     stats = {**stats, **new_stats}
     rl, q, priority = td(net, params, target_params, z0, next_online, next_target, actions_BK[:, 0], returns, discount, keys)
     metrics = {"rl": rl.mean(), "q": q.mean()}
@@ -106,36 +126,37 @@ def update_loss(
             {"params": params, "batch_stats": stats}, z0, actions_BK.T, train=True, method="rollout", mutable=["batch_stats"]
         )
         stats = {**stats, **new["batch_stats"]}
-        images, alive = look("target", images_BK), replay.unbroken(buffer, slots, K)
+        images, alive = augmented("target", images_BK), replay.unbroken(buffer, slots, K)
         spr = _self_prediction(net, params, extra["spr_target"], images, latents_KB, alive, agent.freeze_encoder)
         loss = loss + agent.spr * spr
         metrics["spr"] = spr.mean()
     return (draw.weights * loss).mean(), (metrics, stats, priority**agent.priority_alpha)
 
 
-def longest(agent: ConfigDict) -> int:
-    """Of the returns that the agent may ask for, in steps."""
+def longest_horizon(agent: ConfigDict) -> int:
+    """Largest n of the n-step returns that this agent can use, in agent steps."""
     return max(agent.n_step, agent.anneal.n_step if agent.anneal.updates else 0)
 
 
-def annealed(agent: ConfigDict, extra: dict) -> tuple[jax.Array | int, jax.Array | float]:
-    """(n, discount), moving from `anneal`'s to the agent's own, exponentially, over `anneal.updates` updates after a reset.
+def annealed_return(agent: ConfigDict, extra: dict) -> tuple[jax.Array | int, jax.Array | float]:
+    """Horizon n and discount of the n-step returns at this update.
 
-    n moves in its logarithm and is rounded, the discount in log(1 - discount) (BBF, Schwarzer et al. 2023).
+    They move from `agent.anneal`'s to the agent's own, exponentially, over `anneal.updates` updates after a reset: n in its
+    logarithm, rounded, and the discount in log(1 - discount) (BBF, Schwarzer et al. 2023).
     """
     start = agent.anneal
     if not start.updates:
         return agent.n_step, agent.discount
-    left = jnp.clip(1 - extra["since_reset"] / start.updates, 0, 1)
-    between = lambda first, last: jnp.exp(left * jnp.log(first / last)) * last  # noqa: E731
-    n = jnp.round(between(start.n_step, agent.n_step)).astype(jnp.int32)
-    return n, 1 - between(1 - start.discount, 1 - agent.discount)
+    share = jnp.clip(1 - extra["since_reset"] / start.updates, 0, 1)
+    interpolate = lambda first, last: jnp.exp(share * jnp.log(first / last)) * last  # noqa: E731
+    n = jnp.round(interpolate(start.n_step, agent.n_step)).astype(jnp.int32)
+    return n, 1 - interpolate(1 - start.discount, 1 - agent.discount)
 
 
 def cached_loss(
     params: dict, extra: dict, draw: Draw, key: jax.Array, *, net: SGINet, config: ConfigDict, constrain: Any
 ) -> tuple[jax.Array, tuple[dict, dict, jax.Array]]:
-    """As `update_loss`, on latents of a frozen encoder that the replay stores: only the head learns, without augmentation."""
+    """The counterpart of `update_loss` for a replay of latents: only the head learns, without augmentation."""
     agent, buffer, slots, stats = config.agent, extra["replay"], draw.slots, extra["stats"]
     target_params = extra.get("q_target", jax.lax.stop_gradient(params))
     keys = dict(zip(("noise", "target_noise"), jax.random.split(key), strict=True))
@@ -152,20 +173,27 @@ def td(
     net: SGINet, params: dict, target_params: dict, z0: jax.Array, next_online: jax.Array, next_target: jax.Array,
     action: jax.Array, returns: jax.Array, discount: jax.Array, keys: dict,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """Double-DQN loss [B], Q of the action taken [B] and its priority [B]: C51, or with one atom Huber's loss of values."""
+    """Double-DQN loss [B], Q of the action taken [B] and its priority [B]: C51, or with one atom Huber's loss of values.
+
+    Args:
+      z0: latents [B, 7, 7, C] of the observations.
+      next_online, next_target: latents n steps later, for the choice of the action and for its value.
+      returns, discount: [B], of `replay.n_step`.
+      keys: noise of `params` ('noise') and of `target_params` ('target_noise').
+    """
     noisy = net.noisy_std > 0
 
     def score(p: dict, z: jax.Array, use: str) -> jax.Array:
         return net.apply({"params": p}, z, keys[use] if noisy else None, method="q_log_probs")
 
     online, later = score(params, next_online, "noise"), score(target_params, next_target, "target_noise")
-    taken = losses.at_action(score(params, z0, "noise"), action)
+    output = losses.at_action(score(params, z0, "noise"), action)
     if net.atoms == 1:
         best = losses.at_action(later, values(online).argmax(-1))[:, 0]
-        error = taken[:, 0] - jax.lax.stop_gradient(returns + discount * best)
-        return optax.losses.huber_loss(error), taken[:, 0], jax.lax.stop_gradient(jnp.abs(error))
+        error = output[:, 0] - jax.lax.stop_gradient(returns + discount * best)
+        return optax.losses.huber_loss(error), output[:, 0], jax.lax.stop_gradient(jnp.abs(error))
     target = losses.double_dqn_target(online, later, returns, discount, jnp.linspace(*SUPPORT, net.atoms))
-    return losses.cross_entropy(target, taken), values(taken), losses.kl_priority(target, taken)
+    return losses.cross_entropy(target, output), values(output), losses.kl_priority(target, output)
 
 
 def _encode(net: SGINet, variables: dict, images: jax.Array, frozen: bool) -> tuple[jax.Array, dict]:
@@ -179,7 +207,7 @@ def _encode(net: SGINet, variables: dict, images: jax.Array, frozen: bool) -> tu
 def _self_prediction(
     net: SGINet, params: dict, target: dict, images_BK: jax.Array, latents_KB: jax.Array, alive_BK: jax.Array, frozen: bool
 ) -> jax.Array:
-    """(1/K) sum_{k=1..K} (2 - 2 cos) per sample [B], steps after the episode's end left out."""
+    """The loss (1/K) sum_{k=1..K} (2 - 2 cos) per sample [B], steps after the episode's end left out."""
     B, steps = images_BK.shape[:2]
     flat = images_BK.swapaxes(0, 1).reshape(-1, *images_BK.shape[2:])
     z, _ = _encode(net, target, flat, frozen)

@@ -18,6 +18,8 @@ BLOCK = 128  # items per partial sum
 
 @flax.struct.dataclass
 class Replay:
+    """The buffer: N items and their priorities."""
+
     observation: jax.Array  # [N, ...]
     action: jax.Array  # int32 [N]
     reward: jax.Array  # float32 [N], clipped to -1, 0, 1
@@ -28,7 +30,7 @@ class Replay:
 
 
 class Transition(NamedTuple):
-    """T steps of play: the batch of an ActorStream."""
+    """The batch of an ActorStream: T steps of play."""
 
     observation: jax.Array  # [T, ...]
     action: jax.Array  # int32 [T]
@@ -69,9 +71,9 @@ def add(replay: Replay, new: Transition) -> Replay:
 
 
 def drawable(replay: Replay, *, ahead: int, behind: int) -> jax.Array:
-    """bool [N]: which items have `ahead` newer ones, and (once old ones are overwritten) `behind` older ones."""
+    """Mask bool [N] of the items with `ahead` newer ones and, once old ones are overwritten, `behind` older ones."""
     n = replay.action.shape[0]
-    newer = (replay.count - 1 - jnp.arange(n)) % n  # how many items are newer than the one in each slot
+    newer = (replay.count - 1 - jnp.arange(n)) % n  # [N], the number of newer items
     return (newer < replay.count) & (newer >= ahead) & ((replay.count <= n) | (newer < n - behind))
 
 
@@ -98,7 +100,7 @@ def at(replay: Replay, name: str, slots: jax.Array, offsets: range) -> jax.Array
     return getattr(replay, name)[(slots[:, None] + jnp.array(offsets)) % replay.action.shape[0]]
 
 
-def stacks(replay: Replay, slots: jax.Array, steps: int, stack: int = 4) -> jax.Array:
+def stacked_observations(replay: Replay, slots: jax.Array, steps: int, stack: int = 4) -> jax.Array:
     """Stacked observations of `steps` consecutive items: uint8 [B, steps, H, W, stack], oldest frame first.
 
     Frames from before the episode's start are black.
@@ -110,18 +112,17 @@ def stacks(replay: Replay, slots: jax.Array, steps: int, stack: int = 4) -> jax.
     start = start | ((slots[:, None] + jnp.array(span) == 0) & (replay.count <= replay.action.shape[0]))
     images = []
     for k in range(steps):
-        seen = [jnp.ones(slots.shape, bool)]  # from the newest frame backwards: hidden once a start has been passed
+        visible = [jnp.ones(slots.shape, bool)]  # from the newest frame backwards: hidden once a start has been passed
         for j in range(stack - 1):
-            seen.append(seen[-1] & ~start[:, k + stack - 1 - j])
-        visible = jnp.stack(seen[::-1], 1)
-        images.append(jnp.where(visible[:, :, None, None], frames[:, k : k + stack], 0))
+            visible.append(visible[-1] & ~start[:, k + stack - 1 - j])
+        images.append(jnp.where(jnp.stack(visible[::-1], 1)[:, :, None, None], frames[:, k : k + stack], 0))
     return jnp.stack(images, 1).transpose(0, 1, 3, 4, 2)
 
 
 def n_step(
     replay: Replay, slots: jax.Array, n: int | jax.Array, discount: float | jax.Array, longest: int
 ) -> tuple[jax.Array, jax.Array]:
-    """R = sum_{i<n} discount^i r_{t+i} up to the episode's end, and discount^n, or 0 if the episode ended: each [B].
+    """The n-step returns sum_{i<n} discount^i r_{t+i} up to the episode's end, and discount^n, or 0 if it ended: each [B].
 
     n may be traced; it is at most `longest`.
     """
@@ -131,7 +132,7 @@ def n_step(
 
 
 def unbroken(replay: Replay, slots: jax.Array, steps: int) -> jax.Array:
-    """float32 [B, steps + 1]: 1 where no episode ended between item t and item t + k."""
+    """Mask float32 [B, steps + 1]: entry k is 1 if no episode ended between items t and t + k."""
     done = at(replay, "done", slots, range(steps))
     alive = jnp.cumprod(1.0 - done, 1)
     return jnp.concatenate([jnp.ones_like(alive[:, :1]), alive], 1)

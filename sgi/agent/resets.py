@@ -17,14 +17,17 @@ GROUP = "kept"  # optimiser group of `KEPT`: its moments and its count of update
 
 
 def due(replayed: jax.Array, every: int, until: int) -> jax.Array:
-    """Whether agent step `replayed` ends with a reset: every `every`, while as many steps are left before `until`."""
+    """True if the agent resets after its `replayed`-th step.
+
+    It resets every `every` steps, the last time at least `every` steps before `until`.
+    """
     return (replayed % every == 0) & (replayed + every <= until)
 
 
 def reset(
     state: TrainState, agent: ConfigDict, random: Callable[[jax.Array], dict], tx: optax.GradientTransformation
 ) -> TrainState:
-    """`state` with new weights if a reset is due, else as it was.
+    """The state with new weights if a reset is due, else as it was.
 
     Encoder and transition model become shrink * old + perturb * random, everything else random; the Q target in the same way
     with random weights of its own. The replay and its priorities stay, and so do running statistics of BatchNorm, which follow
@@ -35,26 +38,26 @@ def reset(
     """
     return jax.lax.cond(
         due(state.extra["replay"].count, agent.resets.every, agent.resets.until),
-        lambda s: renewed(s, agent.resets, random, tx),
+        lambda s: reset_weights(s, agent.resets, random, tx),
         lambda s: s,
         state,
     )
 
 
-def renewed(
+def reset_weights(
     state: TrainState, options: ConfigDict, random: Callable[[jax.Array], dict], tx: optax.GradientTransformation
 ) -> TrainState:
-    """`state` after a reset."""
+    """The state after a reset."""
 
-    def mixed(old: dict, name: str) -> dict:
+    def shrink_and_perturb(old: dict, name: str) -> dict:
         fresh = random(key_for(state.seed, state.step, "reset", name))
         shrink = lambda a, b: options.shrink * a + options.perturb * b  # noqa: E731
         return {name: jax.tree.map(shrink, old[name], x) if name in KEPT else x for name, x in fresh.items()}
 
-    params = mixed(state.params, "online")
+    params = shrink_and_perturb(state.params, "online")
     extra = {**state.extra, "since_reset": jnp.int32(0)}
     if "q_target" in extra:
-        extra["q_target"] = mixed(extra["q_target"], "target")
+        extra["q_target"] = shrink_and_perturb(extra["q_target"], "target")
     extra["spr_target"] = spr_part(extra.get("q_target", params), extra["stats"], "reward")
     fresh = tx.init(params)
     keep = lambda path, new, old: old if f"{GROUP}/" in path_name(path) else new  # noqa: E731

@@ -14,15 +14,15 @@ from jax.sharding import Mesh
 from sgi.atari.emulator import SIZE, STACK, AtariVec
 from sgi.atari.recorder import Recorder
 from training.method import TrainState
-from training.sharding import batch_sharding, check_batch, my_rows, place_replicated, place_rows, replicated
+from training.sharding import batch_spec, my_rows, place_replicated, place_rows, replicated
 
 # (what `reads` leaves of the state, stacks uint8 [N, 84, 84, 4], index of the step in its stretch)
 #   -> action int32 [N], its log-probability [N], value [N]
-Policy = Callable[[TrainState, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+RolloutPolicy = Callable[[TrainState, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 class Rollout(NamedTuple):
-    """T steps of N games: the batch of a RolloutStream. Observation T is the one after the last action."""
+    """The batch of a RolloutStream: T steps of N games. Observation T is the one after the last action."""
 
     frames: jax.Array  # uint8 [N, STACK + T, 84, 84]: frame k + STACK - 1 is the newest of observation k
     start: jax.Array  # bool [N, T + 1]: observation k is a game's first
@@ -32,38 +32,42 @@ class Rollout(NamedTuple):
     reward: jax.Array  # float32 [N, T], the game's own, unclipped: only to be reported
 
 
+def rollout_spec(games: int, horizon: int, mesh: Mesh) -> Rollout:
+    """The spec of a batch: `horizon` steps of so many games."""
+    shapes = {
+        "frames": ((STACK + horizon, SIZE, SIZE), np.uint8),
+        "start": ((horizon + 1,), bool),
+        "action": ((horizon,), np.int32),
+        "log_prob": ((horizon,), np.float32),
+        "value": ((horizon + 1,), np.float32),
+        "reward": ((horizon,), np.float32),
+    }
+    row = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    return Rollout(**batch_spec(row, games, mesh))
+
+
 class RolloutStream:
-    """Args:
-    env: the games, without life_loss: a lost life goes unnoticed.
-    policy: jitted here.
-    horizon: T.
-    view: the part of the state that the policy reads, the rest None.
+    """A stream of stretches of many games side by side.
+
+    Args:
+      env: the games, without life_loss: a lost life goes unnoticed. Closed with the stream.
+      policy: jitted here.
+      spec: of a batch (`rollout_spec`).
+      view: the part of the state that the policy reads, the rest None.
     """
 
-    def __init__(self, env: AtariVec, policy: Policy, *, horizon: int, view: Callable[[TrainState], TrainState], mesh: Mesh):
-        check_batch(env.num_envs, mesh)
-        self._env, self._horizon, self._mesh, self.reads = env, horizon, mesh, view
+    def __init__(self, env: AtariVec, policy: RolloutPolicy, spec: Rollout, *, view: Callable[[TrainState], TrainState]):
+        mesh = spec.action.sharding.mesh
+        self._env, self._spec, self._horizon, self._mesh, self.reads = env, spec, spec.action.shape[1], mesh, view
         self._policy = jax.jit(policy, out_shardings=replicated(mesh))
         self._stack = None  # no game has begun: many lanes take seconds, which a run that goes on need not spend
         self._start = np.ones(env.num_envs, bool)
         self.recorder = Recorder(env.num_envs)
-        shapes = {
-            "frames": ((STACK + horizon, SIZE, SIZE), np.uint8),
-            "start": ((horizon + 1,), bool),
-            "action": ((horizon,), np.int32),
-            "log_prob": ((horizon,), np.float32),
-            "value": ((horizon + 1,), np.float32),
-            "reward": ((horizon,), np.float32),
-        }
-        sharding = batch_sharding(mesh)
-        self.spec = Rollout(
-            **{n: jax.ShapeDtypeStruct((env.num_envs, *shape), t, sharding=sharding) for n, (shape, t) in shapes.items()}
-        )
 
     def next(self, state: TrainState) -> Rollout:
         self._begin()
         view, N, T = self.reads(state), self._env.num_envs, self._horizon
-        host = Rollout(**{name: np.zeros((N, *spec.shape[1:]), spec.dtype) for name, spec in self.spec._asdict().items()})
+        host = Rollout(**{name: np.zeros((N, *spec.shape[1:]), spec.dtype) for name, spec in self._spec._asdict().items()})
         host.frames[:, :STACK] = self._stack
         for t in range(T + 1):
             stack = place_replicated(np.moveaxis(self._stack, 1, -1), self._mesh)
@@ -91,9 +95,19 @@ class RolloutStream:
         self._start = np.asarray(saved["start"])
         self.recorder.set_state(saved.get("played"))
 
+    def close(self) -> None:
+        self._env.close()
 
-def stacks(frames: jax.Array, start: jax.Array) -> jax.Array:
-    """All observations of stretches: frames uint8 [N, STACK + T, 84, 84], start [N, T + 1] -> uint8 [N, T + 1, 84, 84, STACK].
+    def report(self) -> dict[str, float]:
+        return {}
+
+
+def observations(frames: jax.Array, start: jax.Array) -> jax.Array:
+    """Stacked observations of stretches, uint8 [N, T + 1, 84, 84, STACK].
+
+    Args:
+      frames: uint8 [N, STACK + T, 84, 84].
+      start: [N, T + 1], True where a game begins.
 
     Frames from before a game's start are black (in the first observation they are already).
     """

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from sgi.reference import weights
 from sgi.reference.state_dict import from_reference
-from training.checkpoint import read_arrays
 from training.errors import UserError
 from training.method import TrainState
+from training.runs import Run
 
 FIRST_LAYERS = ("goal", "reward", "none")
 PROJECTION = ("advantage_1", "value_1")
@@ -17,24 +17,26 @@ OUTPUT = ("advantage_2", "value_2")
 SHARED = ("encoder", "dynamics", "predictor")
 
 
-def load_pretrained(source: str) -> tuple[dict, dict, dict]:
-    """(params, batch_stats, spr_target) from the workdir of a run, or a reference state dict (.npz, .pt, .pth), as numpy."""
+def load_pretrained(source: str, game: str) -> tuple[dict, dict, dict]:
+    """Weights (params, batch_stats, spr_target), as numpy, of a run's workdir or a reference state dict (.npz, .pt, .pth)."""
     if source.endswith(weights.SUFFIXES):
         _, variables, target = from_reference(weights.read(source))
         return variables["params"], variables["batch_stats"], target
-    arrays = read_arrays(source, only=("params", "extra/stats", "extra/spr_target"))
-    if "spr_target" not in arrays.get("extra", {}):
-        raise UserError(f"init_from {source!r} is no run of sgi.pretrain or sgi.finetune")
+    run = Run(source).needs("sgi.pretrain", "sgi.finetune")
+    config = run.config
+    run.announce((config.env if "env" in config else config.data).game, game)
+    arrays = run.arrays(only=("params", "extra/stats", "extra/spr_target"))
     return arrays["params"], arrays["extra"]["stats"], arrays["extra"]["spr_target"]
 
 
-def transfer(state: TrainState, source: str, *, first_layers: str) -> TrainState:
-    """`state` with the encoder, transition model, predictor, EMA target and first head layers of a pretraining run.
+def transfer(state: TrainState, source: str, *, game: str, first_layers: str) -> TrainState:
+    """The state with the encoder, transition model, predictor, EMA target and first head layers of a pretraining run.
 
     The noise scales and the optimiser stay as initialised; so do the head's second layers unless `first_layers` is 'reward'.
 
     Args:
       source: see `load_pretrained`.
+      game: the one at hand; weights of another one are taken with a warning.
       first_layers: 'goal' copies the pretrained goal head's first layers into the reward head (falling back to the reward
         head's own where there is no goal head), 'reward' takes the whole reward head (behaviour cloning trains all of it),
         'none' keeps a fresh one.
@@ -42,7 +44,7 @@ def transfer(state: TrainState, source: str, *, first_layers: str) -> TrainState
     Raises:
       UserError: a pretrained array has another shape (another encoder, width or action count).
     """
-    params, stats, target = load_pretrained(source)
+    params, stats, target = load_pretrained(source, game)
     head = "goal_head" if first_layers == "goal" and "goal_head" in params else "reward_head"
     new, target_new = dict(state.params), dict(state.extra["spr_target"]["params"])
     for name in SHARED:

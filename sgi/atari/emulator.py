@@ -34,21 +34,49 @@ ATARI_100K = (  # the 26 games of Kaiser et al. 2020
 FRAME_SKIP = 4
 STACK = 4
 SIZE = 84
+FULL = 18  # actions of the full set
+
+# Games by the size of their minimal action set (ale-py 0.12.1), so that a network has its shape without a ROM.
+# fmt: off
+ACTIONS = {game: size for size, games in {
+    3: "backgammon freeway skiing",
+    4: "atlantis atlantis2 blackjack breakout casino kaboom",
+    5: "frogger pacman surround tetris video_checkers",
+    6: "air_raid basic_math bowling carnival demon_attack galaxian king_kong name_this_game pong pooyan qbert sir_lancelot "
+       "space_invaders up_n_down",
+    7: "assault",
+    8: "gopher phoenix tutankham",
+    9: "asterix beam_rider crazy_climber enduro koolaid lost_luggage ms_pacman video_pinball",
+    10: "amidar mr_do othello tic_tac_toe_3d time_pilot video_chess wizard_of_wor",
+    12: "turmoil",
+    14: "asteroids keystone_kapers kung_fu_master",
+    16: "journey_escape",
+    FULL: "adventure alien bank_heist battle_zone berzerk boxing centipede chopper_command crossbow darkchambers defender "
+        "donkey_kong double_dunk earthworld elevator_action entombed et fishing_derby flag_capture frostbite gravitar hangman "
+        "haunted_house hero human_cannonball ice_hockey jamesbond kangaroo klax krull laser_gates mario_bros miniature_golf "
+        "montezuma_revenge pitfall pitfall2 private_eye riverraid road_runner robotank seaquest solaris space_war star_gunner "
+        "superman tennis trondead venture video_cube word_zapper yars_revenge zaxxon",
+}.items() for game in games.split()}
+FULL_OF = {"lost_luggage": 9, "skiing": 9}  # the full set of games without a fire button
+TWO_PLAYERS = ("combat", "joust", "maze_craze", "warlords")  # the emulator cannot start them for one
+# fmt: on
 
 
 def rom_name(game: str) -> str:
-    """'Pong', 'pong' -> 'pong'; 'MsPacman', 'ms_pacman' -> 'ms_pacman'. Raises UserError for a game that has no ROM here."""
-    plain = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
-    wanted = game.replace("_", "").lower()
-    if wanted in plain:
-        return plain[wanted]
-    near = [plain[name] for name in difflib.get_close_matches(wanted, plain)]
+    """The game's name in ale-py: 'Pong' -> 'pong', 'MsPacman' -> 'ms_pacman'. UserError if it cannot be played."""
+    plain = {rom.replace("_", ""): rom for rom in ACTIONS}
+    spelling = game.replace("_", "").lower()
+    if spelling in plain:
+        return plain[spelling]
+    if spelling in (name.replace("_", "") for name in TWO_PLAYERS):
+        raise UserError(f"{game} is a game for two, which the emulator does not start: take another")
+    near = [plain[name] for name in difflib.get_close_matches(spelling, plain)]
     hint = f"did you mean {', '.join(near)}?" if near else f"the Atari-100k games are {', '.join(ATARI_100K)}"
     raise UserError(f"unknown game {game!r}: {hint}")
 
 
 def display_name(game: str) -> str:
-    """'ms_pacman' -> 'MsPacman', the spelling of the DQN Replay data set and of score tables."""
+    """The game's name in the DQN Replay data set and in score tables: 'ms_pacman' -> 'MsPacman'."""
     return "".join(word.capitalize() for word in rom_name(game).split("_"))
 
 
@@ -63,11 +91,10 @@ def single_game(game: str, *, sticky: float = 0.0, seed: int = 0) -> ALEInterfac
     return ale
 
 
-@cache
 def num_actions(game: str, full: bool = False) -> int:
-    """Size of the game's minimal action set, or of the full one (18)."""
-    ale = single_game(game)
-    return len(ale.getLegalActionSet() if full else ale.getMinimalActionSet())
+    """Size of the game's minimal action set, or of the full one. No emulator is opened; `AtariVec` checks it."""
+    name = rom_name(game)
+    return FULL_OF.get(name, FULL) if full else ACTIONS[name]
 
 
 def episode_seed(seed: int, lane: int, episode: int, attempt: int) -> int:
@@ -76,7 +103,7 @@ def episode_seed(seed: int, lane: int, episode: int, attempt: int) -> int:
 
 
 class AtariVec(VectorEnv):
-    """N lanes of one game behind Gymnasium's vector interface, with SAME_STEP autoreset.
+    """A vector of N lanes of one game behind Gymnasium's vector interface, with SAME_STEP autoreset.
 
     Observations: uint8 [N, 4, 84, 84], oldest frame first, zero before the first frame of an episode. With `life_loss`, a
     lost life reports `terminated` and zeroes the three older frames while the game goes on.
@@ -102,7 +129,7 @@ class AtariVec(VectorEnv):
         life_loss: bool = True,
         num_threads: int = 0,
     ):
-        """`noop_max` raw frames (0: none), `max_steps` agent steps per game, `num_threads` 0: as many as lanes or cores."""
+        """Units: `noop_max` raw frames (0: none), `max_steps` agent steps; `num_threads` 0: as many as lanes or cores."""
         self.game, self.num_envs = rom_name(game), num_envs
         self.noop_max, self.max_steps, self.life_loss = noop_max, max_steps, life_loss
         self.sticky, self.full_action_space = sticky, full_action_space
@@ -120,6 +147,9 @@ class AtariVec(VectorEnv):
         )
         self._emulators.reset()  # masked resets are refused before a full one
         self.single_action_space = Discrete(self._emulators.single_action_space.n)
+        if self.single_action_space.n != (known := num_actions(game, full_action_space)):
+            self._emulators.close()
+            raise UserError(f"{game} has {self.single_action_space.n} actions in this ale-py, not {known}: take the pinned one")
         self.single_observation_space = Box(0, 255, (STACK, SIZE, SIZE), np.uint8)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -135,14 +165,14 @@ class AtariVec(VectorEnv):
         self.seeds = np.zeros(num_envs, np.int64)  # of the emulators, in the running games
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Starts the next game in every lane, or with a `seed` the first game of that seed. -> (observation, info)"""
+        """Start the next game in every lane, or with a `seed` the first game of that seed; returns (observation, info)."""
         if seed is not None:
             self._seed, self._episode = int(seed), np.full(self.num_envs, -1)
         self._begin_next(np.ones(self.num_envs, bool))
         return self._stack.copy(), self._info(np.zeros(self.num_envs, bool))
 
     def step(self, actions):
-        """int [N] -> (observation, reward float32 [N], terminated bool [N], truncated bool [N], info).
+        """One agent step: actions int [N] -> (observation, reward float32 [N], terminated, truncated bool [N], info).
 
         Rewards are unclipped. `terminated`: game over, or a lost life with `life_loss`. `truncated`: `max_steps` reached.
         `info` speaks of the step just taken: `game_over` bool [N], `lives` int [N], `episode_return` float64 [N] (unclipped,
@@ -157,14 +187,14 @@ class AtariVec(VectorEnv):
             raise ValueError(f"{self.game} has actions 0..{self.single_action_space.n - 1}, got {actions}")
         reward, game_over, life_lost = self._advance(actions)
         truncated = (self._length >= self.max_steps) & ~game_over
-        info, ended = self._info(game_over), game_over | truncated
-        if ended.any():
-            info |= {"final_obs": self._stack.copy(), "_final_obs": ended}
-            self._begin_next(ended)  # before the next step, in which the emulator would restart a finished game by itself
+        info, done = self._info(game_over), game_over | truncated
+        if done.any():
+            info |= {"final_obs": self._stack.copy(), "_final_obs": done}
+            self._begin_next(done)  # before the next step, in which the emulator would restart a finished game by itself
         return self._stack.copy(), reward, game_over | (life_lost & self.life_loss), truncated, info
 
     def get_state(self) -> dict:
-        """Plain numpy arrays and ints: the episode index of each lane and the actions of its running game."""
+        """The episode index of each lane and the actions of its running game, as plain numpy arrays and ints."""
         if (self._episode < 0).any():
             raise ResetNeeded("call reset() before get_state()")
         histories = [row[:length] for row, length in zip(self._actions, self._length, strict=True)]
@@ -176,7 +206,7 @@ class AtariVec(VectorEnv):
         }
 
     def set_state(self, saved: dict) -> np.ndarray:
-        """Rebuilds the saved games exactly, by replaying their actions. -> the current observation [N, 4, 84, 84]
+        """Rebuild the saved games exactly, by replaying their actions; returns the current observation [N, 4, 84, 84].
 
         Lanes move in lockstep: one with a shorter history idles, and starts its game when the others get that close to the end.
         """
@@ -199,7 +229,7 @@ class AtariVec(VectorEnv):
         return self._stack.copy()
 
     def close_extras(self, **kwargs):
-        """Ends the emulators' threads."""
+        """End the emulators' threads."""
         self._emulators = None
 
     def _info(self, game_over) -> dict:
@@ -215,7 +245,7 @@ class AtariVec(VectorEnv):
         self._begin(lanes)
 
     def _begin(self, lanes):
-        """Starts game number `self._episode` in the masked lanes. A lane that drew zero no-ops draws again."""
+        """Start game number `self._episode` in the masked lanes. A lane that drew zero no-ops draws again."""
         pending, attempt = lanes, 0
         while pending.any():
             seeds = [episode_seed(self._seed, lane, self._episode[lane], attempt) for lane in np.flatnonzero(pending)]
@@ -230,7 +260,7 @@ class AtariVec(VectorEnv):
         self._return[lanes] = 0
 
     def _advance(self, actions):
-        """One agent step in every lane. -> (reward float32 [N], game over bool [N], life lost but not the last bool [N])"""
+        """One step in every lane: (reward float32 [N], game over bool [N], a life but not the last was lost bool [N])."""
         frames, reward, game_over, _, info = self._emulators.step(actions.astype(np.int32))
         life_lost = (info["lives"] < self._lives) & (info["lives"] > 0) & ~game_over
         self._lives[:] = info["lives"]
@@ -247,7 +277,7 @@ class AtariVec(VectorEnv):
 def replay(
     game: str, noops: int, actions: Sequence[int], *, full_action_space: bool = False, sticky: float = 0.0, seed: int = 0
 ) -> Iterator[tuple[ALEInterface, int]]:
-    """Plays one recorded game again on a bare emulator: yields (emulator, reward of this raw frame), 1 + 4 T times.
+    """Play one recorded game again on a bare emulator: yields (emulator, reward of this raw frame), 1 + 4 T times.
 
     First after the no-ops, then after every raw frame. `noops` is `AtariVec.noops` of that game, and `seed` its
     `AtariVec.seeds`, which sticky actions need. The emulator is the same object every time: read from it before going on.
@@ -263,7 +293,7 @@ def replay(
 
 
 def record_ram(game: str, noops: int, actions: Sequence[int], **options: Any):
-    """Plays one recorded game again, see `replay`: (ram uint8 [T, 128], frames uint8 [T, 84, 84])
+    """Play one recorded game again, see `replay`: (ram uint8 [T, 128], frames uint8 [T, 84, 84]).
 
     Row t is the console's memory at the moment when frame t was on the screen and `actions[t]` was chosen. The frames are those
     of `AtariVec`: compare them, to know that the replay is the same game.
@@ -278,7 +308,7 @@ def record_ram(game: str, noops: int, actions: Sequence[int], **options: Any):
 
 
 def agent_step(ale: ALEInterface, action) -> tuple[float, np.ndarray]:
-    """4 raw frames of one emulator action: (their reward, the pixelwise maximum of the last two: grey uint8 [210, 160])."""
+    """Take one action for 4 raw frames: (their reward, the pixelwise maximum of the last two: grey uint8 [210, 160])."""
     reward = sum(ale.act(action) for _ in range(FRAME_SKIP - 1))
     before_last = ale.getScreenGrayscale()
     reward += ale.act(action)
@@ -286,14 +316,14 @@ def agent_step(ale: ALEInterface, action) -> tuple[float, np.ndarray]:
 
 
 def area_resize(image_HW):
-    """Greyscale uint8 [210, 160] (any size not below 84) -> uint8 [84, 84]: OpenCV's INTER_AREA, bit for bit."""
+    """Resize greyscale uint8 [210, 160] (any size not below 84) to uint8 [84, 84]: OpenCV's INTER_AREA, bit for bit."""
     height, width = image_HW.shape
     columns = _weighted_sum(image_HW.T.copy(), *_area_taps(width))  # transposed: gathering whole rows is faster
     return np.rint(_weighted_sum(columns.T.copy(), *_area_taps(height))).astype(np.uint8)
 
 
 def _weighted_sum(x, index, weight):
-    """From left to right in float32, as OpenCV adds: another order would round otherwise."""
+    """The weighted sum of columns, from left to right in float32 as OpenCV adds: another order rounds otherwise."""
     total = x[index[0]] * weight[0][:, None]
     for i, w in zip(index[1:], weight[1:], strict=True):
         total += x[i] * w[:, None]
@@ -302,7 +332,7 @@ def _weighted_sum(x, index, weight):
 
 @cache
 def _area_taps(source: int):
-    """(index [K, 84], weight float32 [K, 84]): the source pixels under each target pixel and their shares of it."""
+    """The source pixels under each target pixel, index [K, 84], and their shares of it, weight float32 [K, 84]."""
     scale = source / SIZE
     edges = np.arange(SIZE + 1) * scale
     first = np.floor(edges[:-1] + 1e-3).astype(int)

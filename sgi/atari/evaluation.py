@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from sgi.atari.emulator import AtariVec, display_name
-from sgi.atari.scores import SCORES, beside, human_normalised
+from sgi.atari.scores import SCORES, comparison, normalise_score
 from training.method import TrainState
 from training.metrics import Text, Video
 from training.rng import key_for
@@ -20,7 +20,7 @@ FRAMES_PER_SECOND = 15  # agent steps a second: 60 Hz, 4 frames a step
 
 
 class Game(NamedTuple):
-    """One finished game; `atari.replay` plays it again."""
+    """One finished game; `sgi.atari.emulator.replay` plays it again."""
 
     lane: int
     noops: int
@@ -30,7 +30,7 @@ class Game(NamedTuple):
 
 
 def play(env: AtariVec, act: Callable[[np.ndarray, int], np.ndarray]) -> Iterator[Game]:
-    """Plays on and on, and yields games as they end.
+    """Play on and on, and yield games as they end.
 
     Args:
       act: (stack uint8 [N, 4, 84, 84], t = 0, 1, ...) -> actions int [N].
@@ -44,8 +44,8 @@ def play(env: AtariVec, act: Callable[[np.ndarray, int], np.ndarray]) -> Iterato
         for lane, action in enumerate(actions):
             moves[lane].append(action)
         for lane in np.flatnonzero(info["game_over"] | truncated):
-            played, moves[lane] = np.array(moves[lane], np.uint8), []
-            yield Game(int(lane), int(noops[lane]), int(seeds[lane]), played, float(info["episode_return"][lane]))
+            history, moves[lane] = np.array(moves[lane], np.uint8), []
+            yield Game(int(lane), int(noops[lane]), int(seeds[lane]), history, float(info["episode_return"][lane]))
 
 
 def play_each(env: AtariVec, act: Callable[[np.ndarray, int], np.ndarray], games: int) -> list[list[Game]]:
@@ -72,7 +72,7 @@ def emulator_seed(seed: int) -> int:
 
 
 def policy(act: Callable[[TrainState, jax.Array, jax.Array], jax.Array]) -> Callable[..., np.ndarray]:
-    """(state, stack uint8 [N, 4, 84, 84], t) -> actions int [N]; `act` as in `episodes`, jitted here."""
+    """A policy (state, stack uint8 [N, 4, 84, 84], t) -> actions int [N] of `act` as in `episodes`, jitted here."""
 
     @jax.jit
     def choose(state: TrainState, stack: jax.Array, t: int) -> jax.Array:
@@ -84,7 +84,7 @@ def policy(act: Callable[[TrainState, jax.Array, jax.Array], jax.Array]) -> Call
 
 def episodes(
     config: ConfigDict, act: Callable[[TrainState, jax.Array, jax.Array], jax.Array]
-) -> Callable[[TrainState, int], dict]:
+) -> Callable[[TrainState, Any, int], dict]:
     """An `Eval.run` that plays `config.eval.episodes` games.
 
     Each of `lanes` emulators plays the same number of games, so that short games are not counted more often than long ones.
@@ -95,9 +95,9 @@ def episodes(
     options = config.eval
     choose = policy(act)
     lanes = min(options.lanes, options.episodes)
-    each = -(-options.episodes // lanes)
+    games_per_lane = -(-options.episodes // lanes)
 
-    def run(state: TrainState, step: int) -> dict[str, Any]:
+    def run(state: TrainState, consts: Any, step: int) -> dict[str, Any]:
         env = make_env(config, lanes, emulator_seed(config.seed))
         film = []
 
@@ -106,11 +106,11 @@ def episodes(
                 film.append(stack[0, -1])
             return choose(state, stack, t)
 
-        games = play_each(env, act_and_film, each)
+        games = play_each(env, act_and_film, games_per_lane)
         env.close()
         first = len(games[0][0].actions)  # the film ends with the first game
         scores = summary(config.env.game, list(itertools.chain(*games))[: options.episodes])
-        published = beside(config.env.game)
+        published = comparison(config.env.game)
         return scores | _video(film[:first]) | ({"published": Text(published)} if published else {})
 
     return run
@@ -131,7 +131,7 @@ def random_policy(env: AtariVec, seed: int) -> Callable[[np.ndarray, int], np.nd
 
 def summary(game: str, games: list[Game]) -> dict[str, float]:
     """Mean, spread and human-normalised mean of the scores."""
-    scores = np.array([played.score for played in games])
+    scores = np.array([game.score for game in games])
     result = {
         "score": float(scores.mean()),
         "score_sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
@@ -139,10 +139,10 @@ def summary(game: str, games: list[Game]) -> dict[str, float]:
         "score_min": float(scores.min()),
         "score_max": float(scores.max()),
         "episodes": float(len(scores)),
-        "episode_length": float(np.mean([len(played.actions) for played in games])),
+        "episode_length": float(np.mean([len(game.actions) for game in games])),
     }
     if display_name(game) in SCORES:
-        result["human_normalised"] = float(human_normalised(game, scores.mean()))
+        result["human_normalised"] = float(normalise_score(game, scores.mean()))
     return result
 
 

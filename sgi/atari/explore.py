@@ -23,23 +23,23 @@ from sgi.atari.emulator import SIZE, agent_step, area_resize, single_game
 WIDTH, HEIGHT, LEVELS = 11, 8, 8
 BURST = 400  # steps at most from one return to the next, and half of that at least
 NOOPS = 30  # raw frames at most before the first step, as in `AtariVec`
-MAX_CELLS = 20_000  # of which a state is kept: 16 kB each
+MAX_CELLS = 20_000  # cells with a saved state, 16 kB each
 
 
 def held_actions(rng: np.random.Generator, steps: int, actions: int, repeat: float) -> np.ndarray:
-    """int64 [steps]: uniform actions, each held for a number of steps drawn from Geom(`repeat`), of mean 1 / repeat."""
-    holds = rng.geometric(repeat, size=steps)  # enough: each lasts a step at least
+    """Uniform actions, int64 [steps], each held for a number of steps drawn from Geom(`repeat`), of mean 1 / repeat."""
+    holds = rng.geometric(repeat, size=steps)  # `steps` of them are enough: each lasts a step at least
     return np.repeat(rng.integers(actions, size=steps), holds)[:steps]
 
 
 def cell_of(frame: np.ndarray) -> bytes:
-    """uint8 [84, 84] -> its cell: 8x11 numbers 0..7, a byte each. Mean grey of each area, rounded down."""
+    """The cell of a frame uint8 [84, 84]: the mean grey of each of 8x11 areas, rounded down to 0..7, a byte each."""
     areas = _ROWS @ frame.astype(np.float64) @ _COLUMNS  # whole numbers below 2^53: exact in any order
     return np.floor_divide(areas * LEVELS, 256 * SIZE * SIZE).astype(np.uint8).tobytes()
 
 
 def _shares(parts: int) -> np.ndarray:
-    """float64 [parts, 84]: how much of each pixel lies in each of `parts` equal parts, in units of 1/parts of a pixel."""
+    """The share of each pixel in each of `parts` equal parts, float64 [parts, 84], in units of 1/parts of a pixel."""
     begin = np.arange(SIZE) * parts
     edges = np.arange(parts + 1)[:, None] * SIZE
     return np.maximum(np.minimum(begin + parts, edges[1:]) - np.maximum(begin, edges[:-1]), 0).astype(np.float64)
@@ -49,7 +49,7 @@ _ROWS, _COLUMNS = _shares(HEIGHT), _shares(WIDTH).T
 
 
 class Place(NamedTuple):
-    """What it takes to go on from a cell: the emulator's state, the frame on the screen, the score of the game so far."""
+    """The emulator's state, the frame on the screen and the score of the game so far: enough to go on from a cell."""
 
     state: ALEState
     frame: np.ndarray
@@ -65,7 +65,7 @@ class Archive:
         self._visits = np.zeros(limit + 1)
 
     def visit(self, frame: np.ndarray, place: Callable[[], Place]) -> None:
-        """Counts a visit to the frame's cell, and keeps `place()` if that is its first."""
+        """Count a visit to the frame's cell, and keep `place()` if it is the first."""
         index = self.seen.setdefault(cell_of(frame), len(self._places))
         if index == len(self._places) and index < len(self._visits) - 1:
             self._places.append(place())
@@ -77,7 +77,7 @@ class Archive:
 
 
 def play(settings: dict, scratch: Path, write: Callable[..., None]) -> dict:
-    """A policy of `sgi.collect`: explores for `steps` agent steps, one emulator, deterministic in `seed`.
+    """A policy of `sgi.recordings.record`: it explores for `steps` agent steps, one emulator, deterministic in `seed`.
 
     Its summary has `cells`, the number of different ones recorded.
     """
@@ -87,14 +87,14 @@ def play(settings: dict, scratch: Path, write: Callable[..., None]) -> dict:
     for _ in range(rng.integers(1, NOOPS + 1)):
         ale.act(actions[0])
     place = Place(ale.cloneState(), area_resize(ale.getScreenGrayscale()), 0.0)
-    archive, scores, left, seconds = Archive(settings["max_cells"]), [], settings["steps"], 0.0
+    archive, scores, remaining, seconds = Archive(settings["max_cells"]), [], settings["steps"], 0.0
     longest = settings["burst"]
-    while left:
+    while remaining:
         began = time.perf_counter()
-        chosen = held_actions(rng, rng.integers(longest - longest // 2, longest + 1), len(actions), settings["repeat"])
-        rows, score = _burst(ale, place, actions, chosen[:left], archive)
+        burst = held_actions(rng, rng.integers(longest - longest // 2, longest + 1), len(actions), settings["repeat"])
+        rows, score = _burst(ale, place, actions, burst[:remaining], archive)
         scores += [score] if ale.game_over() else []
-        left -= len(rows["action"])
+        remaining -= len(rows["action"])
         place = archive.pick(rng)
         seconds += time.perf_counter() - began
         write(**{kind: rows[kind] for kind in rows if kind != "ram" or settings["ram"]})
@@ -106,12 +106,12 @@ def play(settings: dict, scratch: Path, write: Callable[..., None]) -> dict:
     }
 
 
-def _burst(ale, place, actions, chosen, archive):
-    """Goes to a place and takes the chosen actions there, until a game over. -> (rows, score of the game at their end)"""
+def _burst(ale, place, actions, burst, archive):
+    """Go to a place and take the actions of a burst there, until a game over: (rows, score of the game at their end)."""
     ale.restoreState(place.state)
     frame, score = place.frame, place.score
     frames, ram, rewards = [], [], []
-    for action in chosen:
+    for action in burst:
         archive.visit(frame, lambda frame=frame, score=score: Place(ale.cloneState(), frame, score))
         frames.append(frame)
         ram.append(ale.getRAM())
@@ -121,5 +121,5 @@ def _burst(ale, place, actions, chosen, archive):
         if ale.game_over():
             break
     count = len(frames)
-    rows = {"observation": np.stack(frames), "action": chosen[:count], "reward": np.array(rewards, np.float32)}
+    rows = {"observation": np.stack(frames), "action": burst[:count], "reward": np.array(rewards, np.float32)}
     return rows | {"terminal": np.arange(count) == count - 1, "ram": np.stack(ram)}, score

@@ -44,25 +44,25 @@ SCORES = {
 PUBLISHED = Path(__file__).with_name("published.json")
 
 
-def published() -> dict[str, Any]:
-    """{'aggregates': rows of published statistics, 'games': {method: {'source', 'scores': {game: [mean, sd]}}}}."""
+def load_published() -> dict[str, Any]:
+    """Published numbers: {'aggregates': rows, 'games': {method: {'source', 'scores': {game: [mean, sd]}}}}."""
     return json.loads(PUBLISHED.read_text("utf-8"))
 
 
-def beside(game: str) -> str:
-    """What others scored in a game of Atari 100k, a line each with its source; '' for other games."""
+def comparison(game: str) -> str:
+    """Published scores in a game of Atari 100k, a line each with its source; '' for other games."""
     if (name := display_name(game)) not in SCORES:
         return ""
     lines = ["random {}, human {}: Wang et al. 2016".format(*SCORES[name])]
-    for method, found in published()["games"].items():
-        if name in found["scores"]:
-            mean, sd = found["scores"][name]
-            lines.append(f"{method} {mean} ± {sd} (sd over runs) at 100k agent steps: {found['source']}")
+    for method, row in load_published()["games"].items():
+        if name in row["scores"]:
+            mean, sd = row["scores"][name]
+            lines.append(f"{method} {mean} ± {sd} (sd over runs) at 100k agent steps: {row['source']}")
     return "\n".join(lines)
 
 
-def human_normalised(game: str, score):
-    """(score - random) / (human - random): 0 for random play, 1 for a human. `score` is a number or an array."""
+def normalise_score(game: str, score):
+    """The score as (score - random) / (human - random): 0 for random play, 1 for a human. `score` is a number or an array."""
     if (name := display_name(game)) not in SCORES:
         raise UserError(f"{name} is not one of the 26 Atari-100k games: there is no human score to compare with")
     random, human = SCORES[name]

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 
 
 def prepare(x_uint8):
-    """Pixels uint8 -> float32 in [0, 1], any shape."""
+    """Pixels as float32 in [0, 1], of uint8, any shape."""
     return x_uint8.astype(jnp.float32) / 255
 
 
 def random_shift(key, x_NHWC, pad: int = 4):
-    """Pads by `pad` replicated pixels and crops back at offsets from {0, ..., 2 pad}, a pair for each of the N stacks."""
+    """Pad by `pad` replicated pixels and crop back at offsets from {0, ..., 2 pad}, a pair for each of the N stacks."""
     count, height, width, frames = x_NHWC.shape
     offsets = jax.random.randint(key, (count, 2), 0, 2 * pad + 1)
     padded = jnp.pad(x_NHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
@@ -22,7 +22,7 @@ def random_shift(key, x_NHWC, pad: int = 4):
 
 
 def augment(key, x_uint8, shift: int = 4, intensity: float = 0.05):
-    """Stacks of frames, uint8 [..., H, W, frames] -> float32 of that shape, in about [0, 1] (not clamped).
+    """Shift and dim stacks of frames, uint8 [..., H, W, frames] -> float32 of that shape, in about [0, 1] (not clamped).
 
     Each stack (index into the leading axes) is shifted by up to `shift` pixels each way and multiplied by
     1 + intensity * clip(N(0, 1), -2, 2); its frames share both draws. 0 switches either off.

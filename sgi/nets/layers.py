@@ -22,7 +22,7 @@ def uniform_init(fan_in: int):
 
 
 def kernel_init(std: float | None, fan_in: int):
-    """N(0, std^2), or PyTorch's default where `std` is None."""
+    """Initialiser N(0, std^2), or PyTorch's default where `std` is None."""
     return uniform_init(fan_in) if std is None else nn.initializers.normal(std)
 
 
@@ -32,12 +32,12 @@ def inits(xavier: bool, fan_in: int):
 
 
 def at_least_fp32(x):
-    """bfloat16 and integers to float32; float64 stays."""
+    """Cast bfloat16 and integers to float32; float64 stays."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def minmax(x, eps: float = 1e-5):
-    """Scales each sample to [0, 1] over all its entries: (x - min) / (max - min + eps). x [B, ...] -> fp32, same shape.
+    """Scale each sample to [0, 1] over all its entries: (x - min) / (max - min + eps). x [B, ...] -> fp32, same shape.
 
     The extremes are taken by position. The gradient of `x.max()` compares x with its maximum, and under jit a fused x may
     be rounded differently the second time: no entry matches and 0/0 gives NaN.
@@ -49,19 +49,19 @@ def minmax(x, eps: float = 1e-5):
 
 
 def scale_gradient(x, factor: float):
-    """Identity forwards; backwards the gradient is multiplied by `factor`."""
+    """The identity, whose gradient is multiplied by `factor`."""
     still = lax.stop_gradient(x)
     return still + factor * (x - still)
 
 
-def _depthwise_shifted(x_BHWC, w, stride: int):
-    """Nine shifted multiply-adds."""
+def _depthwise_by_shifts(x_BHWC, w, stride: int):
+    """The convolution as nine shifted multiply-adds."""
     seen = _taps(x_BHWC, stride)
     return sum(seen[i][j] * w[i, j, 0] for i in range(3) for j in range(3))
 
 
 def _taps(x_BHWC, stride: int):
-    """What each of the 3 x 3 weights sees, nine times [B, ceil(H/stride), ceil(W/stride), C]."""
+    """The pixels under each of the 3 x 3 weights, nine times [B, ceil(H/stride), ceil(W/stride), C]."""
     height, width = ((n - 1) // stride + 1 for n in x_BHWC.shape[1:3])
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = [slice(i, i + (height - 1) * stride + 1, stride) for i in range(3)]
@@ -69,7 +69,7 @@ def _taps(x_BHWC, stride: int):
     return [[padded[:, row, column] for column in columns] for row in rows]
 
 
-def _depthwise_grouped(x_BHWC, w, stride: int):
+def _depthwise_by_groups(x_BHWC, w, stride: int):
     """One grouped convolution."""
     return lax.conv_general_dilated(
         x_BHWC,
@@ -92,8 +92,8 @@ def depthwise3x3(x_BHWC, w, stride: int):
     return lax.platform_dependent(
         x_BHWC,
         w,
-        cpu=partial(_depthwise_shifted, stride=stride),
-        default=partial(_depthwise_grouped, stride=stride),
+        cpu=partial(_depthwise_by_shifts, stride=stride),
+        default=partial(_depthwise_by_groups, stride=stride),
     )
 
 
@@ -102,7 +102,7 @@ def _depthwise_forward(x_BHWC, w, stride):
 
 
 def _shifted_gradients(x_BHWC, w, g_BHWC, stride: int):
-    """Of `_depthwise_shifted`, in the same form: its transpose by XLA would be nine padded arrays for dx."""
+    """Gradients of `_depthwise_by_shifts`, in the same form: its transpose by XLA would be nine padded arrays for dx."""
     height, width = x_BHWC.shape[1:3]
     rows, columns = g_BHWC.shape[1:3]
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -120,10 +120,10 @@ def _shifted_gradients(x_BHWC, w, g_BHWC, stride: int):
 
 
 def _depthwise_backward(stride, saved, g):
-    def grouped(x, w, g):
-        return jax.vjp(partial(_depthwise_grouped, stride=stride), x, w)[1](g)
+    def convolve(x, w, g):
+        return jax.vjp(partial(_depthwise_by_groups, stride=stride), x, w)[1](g)
 
-    return lax.platform_dependent(*saved, g, cpu=partial(_shifted_gradients, stride=stride), default=grouped)
+    return lax.platform_dependent(*saved, g, cpu=partial(_shifted_gradients, stride=stride), default=convolve)
 
 
 depthwise3x3.defvjp(_depthwise_forward, _depthwise_backward)

@@ -16,13 +16,13 @@ PROBABILITY_FLOOR = 1e-6
 
 
 def normalise(x, floor: float = NORM_FLOOR):
-    """x / max(|x|, floor) over the last axis, x [..., D]; unlike `x / jnp.linalg.norm(x)`, with a finite gradient at 0."""
+    """Unit vectors x / max(|x|, floor), x [..., D]; unlike `x / jnp.linalg.norm(x)`, with a finite gradient at 0."""
     x = at_least_fp32(x)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), floor**2))
 
 
 def squared_distance(x, y):
-    """|x/|x| - y/|y||^2 = 2 - 2 cos(x, y), x and y [..., D] -> [...]."""
+    """Squared distance |x/|x| - y/|y||^2 = 2 - 2 cos(x, y), x and y [..., D] -> [...]."""
     return jnp.square(normalise(x) - normalise(y)).sum(-1)
 
 
@@ -44,7 +44,7 @@ def inverse_loss(logits, action):
 
 
 def goal_distance(z, goal, temperature: float = 5.0, distance: str = "exp"):
-    """d = 1 - exp(-t |z/|z| - g/|g||^2) ('exp') or the exponent itself ('squared'); z and goal [..., D] -> [...]."""
+    """Distance 1 - exp(-t |z/|z| - g/|g||^2) ('exp'), or its exponent ('squared'); z and goal [..., D] -> [...]."""
     scaled = temperature * squared_distance(z, goal)
     return {"exp": lambda: 1 - jnp.exp(-scaled), "squared": lambda: scaled}[distance]()
 
@@ -90,7 +90,7 @@ def perturb_goals(key, goals, noise_max: float = 0.5, permute_prob: float = 0.2,
 
 
 def c51_project(reward_B, discount_B, next_probs_BN, support_N):
-    """Projects the distribution of r + discount * z onto the support: [B], [B], [B, N], [N] -> [B, N] (C51, algorithm 1).
+    """Project the distribution of r + discount * z onto the support: [B], [B], [B, N], [N] -> [B, N] (C51, algorithm 1).
 
     p_i = sum_j clip(1 - |clip(r + discount z_j, z_1, z_N) - z_i| / (z_2 - z_1), 0, 1) next_p_j.
     discount is gamma^n, and 0 where the episode ended; reward is the n-step return.
@@ -103,7 +103,7 @@ def c51_project(reward_B, discount_B, next_probs_BN, support_N):
 
 
 def expected_values(log_probs, support_N):
-    """Q = sum_i z_i p_i, log_probs [..., N] -> [...]."""
+    """Expected values Q = sum_i z_i p_i, log_probs [..., N] -> [...]."""
     return (jnp.exp(log_probs) * support_N).sum(-1)
 
 
@@ -123,12 +123,12 @@ def double_dqn_target(online_log_probs_BAN, target_log_probs_BAN, reward_B, disc
 
 
 def cross_entropy(target_probs, log_probs):
-    """-sum_i t_i log p_i, both [..., N] -> [...]."""
+    """Cross-entropy -sum_i t_i log p_i, both [..., N] -> [...]."""
     return -(target_probs * log_probs).sum(-1)
 
 
 def kl_priority(target_probs, log_probs):
-    """KL(t || p) clamped to [1e-6, 1e6], t clamped to [1e-6, 1]; both [..., N] -> [...], stop-gradient.
+    """Priority KL(t || p), clamped to [1e-6, 1e6], t clamped to [1e-6, 1]; both [..., N] -> [...], stop-gradient.
 
     The replay stores its square root (alpha = 0.5).
     """
@@ -138,6 +138,6 @@ def kl_priority(target_probs, log_probs):
 
 
 def importance_weights(priority_B, beta):
-    """(1 / (p + 1e-5))^beta, divided by the largest of the batch; [B] -> [B]. p is the stored priority, not normalised."""
+    """Weights (1 / (p + 1e-5))^beta over their largest in the batch, [B] -> [B]; p: stored priorities, not normalised."""
     weights = (priority_B + 1e-5) ** -beta
     return weights / weights.max()

@@ -30,13 +30,13 @@ DOPAMINE = ("S-same", "impala")  # no BatchNorm, Xavier's uniform
 HEADS = ("dueling", "shared")
 
 
-def scaled(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
+def scale_channels(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
     """Channel counts times `width`, rounded down."""
     return tuple(int(c * width + 1e-6) for c in channels)  # 1e-6: 96 * (19/96) must not become 18
 
 
 def flatten(z):
-    """[B, ...] -> [B, D]."""
+    """Flattened rows: [B, ...] -> [B, D]."""
     return z.reshape(z.shape[0], -1)
 
 
@@ -151,7 +151,7 @@ class Transition(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """Goal [B, 7, 7, C] -> FiLM coefficients [B, 2 (advantage, value), 2 (bias, scale), hidden]."""
+    """FiLM coefficients of a goal: [B, 7, 7, C] -> [B, 2 (advantage, value), 2 (bias, scale), hidden]."""
 
     hidden: int
     dtype: Any = jnp.float32
@@ -188,13 +188,13 @@ class DuelingHead(nn.Module):
             self.conditioner = Conditioner(self.hidden, self.dtype)
 
     def project(self, z):
-        """z [B, 7, 7, C] -> [B, P]: both hidden layers before their ReLU, mean weights, advantage first."""
+        """Both hidden layers before their ReLU, mean weights, advantage first: z [B, 7, 7, C] -> [B, P]."""
         x = flatten(z)
         return jnp.concatenate([self.advantage_1(x), self.value_1(x)], -1)
 
     @nn.compact
     def __call__(self, z, goal=None, key=None):
-        """z (and goal) [B, 7, 7, C] -> fp32 log-probabilities [B, A, N]; key None switches the noise off."""
+        """Log-probabilities fp32 [B, A, N] of z (and goal) [B, 7, 7, C]; key None switches the noise off."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         x = flatten(scale_gradient(z, ENCODER_GRADIENT_SCALE))
         advantage = nn.relu(self.advantage_1(x, keys[0]))
@@ -227,7 +227,7 @@ class SharedHead(nn.Module):
         self.value_2 = layer(self.atoms)
 
     def project(self, z):
-        """z [B, H, W, C] -> [B, P]: the hidden layer before its ReLU, mean weights."""
+        """The hidden layer before its ReLU, mean weights: z [B, H, W, C] -> [B, P]."""
         return self.hidden_1(flatten(z))
 
     def __call__(self, z, key=None):
@@ -238,13 +238,13 @@ class SharedHead(nn.Module):
 
 
 def dueling(value, advantage):
-    """[B, 1, N] and [B, A, N] -> log-probabilities [B, A, N] of C51; with one atom the values themselves."""
+    """Log-probabilities [B, A, N] of C51 from streams [B, 1, N] and [B, A, N]; with one atom the values themselves."""
     out = value + advantage - advantage.mean(1, keepdims=True)
     return jax.nn.log_softmax(out) if out.shape[-1] > 1 else out
 
 
 class InverseModel(nn.Module):
-    """[..., 2 P] -> [..., A]."""
+    """Logits [..., A] of the action from two projections [..., 2 P]."""
 
     num_actions: int
     dtype: Any = jnp.float32
@@ -256,7 +256,7 @@ class InverseModel(nn.Module):
 
 
 class SGINet(nn.Module):
-    """Everything SGI trains; each method is applied on its own: `net.apply(variables, ..., method='encode')`.
+    """The network of SGI, with all its heads; each method is applied on its own: `net.apply(variables, ..., method='encode')`.
 
     encoder    'S' Nature CNN, 'S-bn' the same with BatchNorm, 'M' and 'L' the inverted-residual encoders of the paper;
                'S-same' and 'impala' as in Dopamine and BBF, whose transition model has no BatchNorm and whose weights start
@@ -290,12 +290,12 @@ class SGINet(nn.Module):
             raise UserError(f"head is {self.head!r}: choose one of {', '.join(HEADS)}")
         dopamine = self.encoder in DOPAMINE
         if self.encoder == "impala":
-            self.trunk = Impala(scaled(IMPALA_CHANNELS, self.width), self.dtype, name="encoder")
+            self.trunk = Impala(scale_channels(IMPALA_CHANNELS, self.width), self.dtype, name="encoder")
         elif self.encoder in RESNETS:
             channels, blocks, expansion = RESNETS[self.encoder]
-            self.trunk = ResNet(scaled(channels, self.width), blocks, expansion, self.dtype, name="encoder")
+            self.trunk = ResNet(scale_channels(channels, self.width), blocks, expansion, self.dtype, name="encoder")
         elif self.encoder in ENCODERS:
-            channels = scaled(NATURE_CHANNELS, self.width)
+            channels = scale_channels(NATURE_CHANNELS, self.width)
             self.trunk = Nature(channels, self.encoder == "S-bn", self.dtype, dopamine, dopamine, name="encoder")
         else:
             raise UserError(f"encoder is {self.encoder!r}: choose one of {', '.join(ENCODERS)}")
@@ -313,14 +313,14 @@ class SGINet(nn.Module):
 
     def encode(self, x_BHWC, train: bool):
         """Images in about [0, 1], float [B, 84, 84, 4] -> latents [B, 7, 7, C] float32, scaled if `renormalise`."""
-        return self._scaled(self.trunk(x_BHWC, train))
+        return self._renormalise(self.trunk(x_BHWC, train))
 
     def dynamics(self, z, action_B, train: bool):
         """The latent after `action_B` (int32): z [B, 7, 7, C] -> float32, scaled if `renormalise`."""
-        return self._scaled(self.transition(z, action_B, train))
+        return self._renormalise(self.transition(z, action_B, train))
 
     def rollout(self, z, actions_KB, train: bool):
-        """z [B, 7, 7, C] and K actions -> [K + 1, B, 7, 7, C]: z itself, then K steps of `dynamics`.
+        """Latents [K + 1, B, 7, 7, C]: z [B, 7, 7, C] itself, then those of K steps of `dynamics`.
 
         With 'batch_stats' mutable, every step moves the running statistics. Unrolled: a convolution inside a scan is ten
         times slower on the CPU.
@@ -331,7 +331,7 @@ class SGINet(nn.Module):
         return jnp.stack(latents)
 
     def project(self, z, head: str = "goal"):
-        """z [B, 7, 7, C] -> y [B, P] by the first layers of the 'goal' or the 'reward' head (mean weights, no ReLU)."""
+        """First layers of the 'goal' or the 'reward' head, mean weights, no ReLU: z [B, 7, 7, C] -> y [B, P]."""
         return at_least_fp32(getattr(self, f"{head}_head").project(z))
 
     def predict(self, y):
@@ -339,7 +339,7 @@ class SGINet(nn.Module):
         return at_least_fp32(self.predictor(y))
 
     def inverse_logits(self, y, y_next):
-        """Which action led from y to y_next, both [..., P] -> logits [..., A] float32."""
+        """Logits [..., A] float32 of the action that led from y to y_next, both [..., P]."""
         return at_least_fp32(self.inverse_model(jnp.concatenate([y, y_next], -1)))
 
     def bc_logits(self, y):
@@ -354,12 +354,12 @@ class SGINet(nn.Module):
         return self.reward_head(z, key=key)
 
     def goal_q_log_probs(self, z, goal_BD, key=None):
-        """As `q_log_probs`, of the goal head: goal_BD is a flattened latent (H, W, C order), min-max scaled."""
+        """Return distributions of the goal head, as `q_log_probs`; goal_BD: flattened latents (H, W, C), min-max scaled."""
         key = None if key is None else jax.random.fold_in(key, 1)  # not the noise of the reward head
         return self.goal_head(z, goal_BD.reshape(z.shape), key)
 
     def init_all(self, x_BHWC, action_B):
-        """Touches every parameter once, for `init`."""
+        """Touch every parameter once, for `init`."""
         z = self.encode(x_BHWC, train=False)
         self.q_log_probs(z)
         if self.goal:
@@ -370,5 +370,5 @@ class SGINet(nn.Module):
         if self.bc:
             self.bc_logits(y)
 
-    def _scaled(self, z):
+    def _renormalise(self, z):
         return minmax(z, eps=0.0 if self.quirks else 1e-5) if self.renormalise else at_least_fp32(z)

@@ -12,13 +12,13 @@ SUPPORT = (-10.0, 10.0)  # of the return distributions
 
 
 def spr_part(params: dict, stats: dict, head: str) -> dict:
-    """What the self-prediction target needs: encoder and projection (the first layers of a head)."""
+    """The parameters of the self-prediction target: encoder and projection (the first layers of a head)."""
     first = {name: x for name, x in params[f"{head}_head"].items() if name.endswith("_1")}
     return {"params": {"encoder": params["encoder"], f"{head}_head": first}, "batch_stats": part(stats, "encoder")}
 
 
 def q_part(params: dict, stats: dict) -> dict:
-    """What the goal-conditioned Q target needs."""
+    """The parameters of the goal-conditioned Q target."""
     return {"params": {k: params[k] for k in ("encoder", "goal_head")}, "batch_stats": part(stats, "encoder")}
 
 
@@ -28,13 +28,13 @@ def part(stats: dict, name: str) -> dict:
 
 
 def frozen_statistics(net: SGINet, variables: dict, *args: Any, **kwargs: Any) -> Any:
-    """A training-mode call (batch statistics) that leaves the running statistics alone: target networks, second looks."""
+    """A training-mode call (batch statistics) that leaves the running statistics alone: target networks and repeated passes."""
     out, _ = net.apply(variables, *args, train=True, mutable=["batch_stats"], **kwargs)
     return out
 
 
 def project(net: SGINet, variables: dict, latents_KB: jax.Array, head: str) -> jax.Array:
-    """[K + 1, B, 7, 7, C] -> [K + 1, B, P]."""
+    """Projections of latents: [K + 1, B, 7, 7, C] -> [K + 1, B, P]."""
     K, B = latents_KB.shape[:2]
     y = net.apply(variables, latents_KB.reshape(K * B, *latents_KB.shape[2:]), head, method="project")
     return y.reshape(K, B, -1)

@@ -36,13 +36,15 @@ READ = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buf
 
 
 class Kind(NamedTuple):
+    """One kind of array in a file: its name, type and the shape of a row."""
+
     name: str
     dtype: np.dtype
     row: tuple[int, ...]
 
 
 class Writer:
-    """Context manager that appends rows to one file, which appears whole when the block is left normally, or not at all.
+    """A context manager that appends rows to one file, which appears whole when the block is left normally, or not at all.
 
     Memory: GROUP rows, and the narrow kinds (9 bytes a row).
     """
@@ -57,16 +59,16 @@ class Writer:
         self._records = ArrayRecordWriter(str(self._hidden), "group_size:1,zstd:3")
         return self
 
-    def append(self, **kinds: np.ndarray):
-        """observation=, action=, reward=, terminal= and any extra kinds; arrays of n >= 0 rows each."""
-        arrays, count = as_rows(kinds)
-        found = sorted((Kind(k, rows.dtype, rows.shape[1:]) for k, rows in arrays.items()), key=lambda k: (not k.row, k.name))
+    def append(self, **arrays: np.ndarray):
+        """Append n >= 0 rows of observation=, action=, reward=, terminal= and any extra kinds."""
+        arrays, count = as_rows(arrays)
+        kinds = sorted((Kind(k, rows.dtype, rows.shape[1:]) for k, rows in arrays.items()), key=lambda k: (not k.row, k.name))
         if self._kinds is None:
-            self._kinds = found
-            self._pending = {kind.name: arrays[kind.name][:0] for kind in found if kind.row}
-            self._narrow = {kind.name: bytearray() for kind in found if not kind.row}
-        if found != self._kinds:
-            raise ValueError(f"append() got {found} after {self._kinds}")
+            self._kinds = kinds
+            self._pending = {kind.name: arrays[kind.name][:0] for kind in kinds if kind.row}
+            self._narrow = {kind.name: bytearray() for kind in kinds if not kind.row}
+        if kinds != self._kinds:
+            raise ValueError(f"append() got {kinds} after {self._kinds}")
         for name, data in self._narrow.items():
             data += arrays[name].tobytes()
         self._pending = {name: np.concatenate([rows, arrays[name]]) for name, rows in self._pending.items()}
@@ -106,14 +108,17 @@ class ArrayRecordShard:
             self._reader = ArrayRecordReader(self._path, **READ)
             self._records = self._reader.num_records()
         except Exception as error:  # array_record raises several classes
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
         self.rows, self._group, self.kinds = self._contents()
         self._wide = [kind.name for kind in self.kinds if kind.row]
         groups = -(-self.rows // self._group)
         narrow = [kind.name for kind in self.kinds if not kind.row]
         if self._records != len(self._wide) * groups + len(narrow) + 1:
-            raise self._damaged(f"{self._records} records do not hold {self.rows} rows of {', '.join(self.kind_names)}")
+            raise self._damage_error(f"{self._records} records do not hold {self.rows} rows of {', '.join(self.kind_names)}")
         self._whole = {name: len(self._wide) * groups + i for i, name in enumerate(narrow)}
+
+    def __reduce__(self) -> tuple:
+        return ArrayRecordShard, (self.run, self.checkpoint, self._path)
 
     @property
     def kind_names(self) -> list[str]:
@@ -122,21 +127,21 @@ class ArrayRecordShard:
     def path(self, kind: str) -> str:
         return self._path
 
-    def whole(self, kind: str) -> np.ndarray:
+    def read(self, kind: str) -> np.ndarray:
         if kind in self._whole:
             return self._read(self._whole[kind], self._kind(kind), self.rows)
-        return self.lazy(kind)[np.arange(self.rows)]
+        return self.view(kind)[np.arange(self.rows)]
 
-    def lazy(self, kind: str):
-        return self.whole(kind) if kind in self._whole else Groups(self, self._kind(kind))
+    def view(self, kind: str):
+        return self.read(kind) if kind in self._whole else Groups(self, self._kind(kind))
 
     def group(self, kind: Kind, number: int) -> np.ndarray:
-        """[<= GROUP, *row]: one record of a wide kind."""
+        """One record of a wide kind: [<= GROUP, *row]."""
         count = min(self._group, self.rows - number * self._group)
         return self._read(number * len(self._wide) + self._wide.index(kind.name), kind, count)
 
     def locate(self, row: int) -> tuple[int, int]:
-        """(group, row in it)"""
+        """The place of a row: (group, row in it)."""
         return divmod(row, self._group)
 
     def _kind(self, name):
@@ -146,32 +151,32 @@ class ArrayRecordShard:
         try:
             return np.frombuffer(self._bytes(record), kind.dtype).reshape(count, *kind.row)
         except ValueError as error:
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
 
     def _bytes(self, record):
         try:
             return self._reader.read([record])[0]
         except Exception as error:
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
 
     def _contents(self):
-        """(rows, group, kinds), checked, from the last record."""
+        """The checked (rows, group, kinds) from the last record."""
         try:
-            found = json.loads(self._bytes(self._records - 1)) if self._records else {}
-            if found["format"] != FORMAT:
-                raise ValueError(f"format {found['format']!r}")
-            rows, group = int(found["rows"]), int(found["group"])
-            kinds = [Kind(str(k["name"]), _dtype(k["dtype"]), tuple(int(n) for n in k["row"])) for k in found["kinds"]]
+            contents = json.loads(self._bytes(self._records - 1)) if self._records else {}
+            if contents["format"] != FORMAT:
+                raise ValueError(f"format {contents['format']!r}")
+            rows, group = int(contents["rows"]), int(contents["group"])
+            kinds = [Kind(str(k["name"]), _dtype(k["dtype"]), tuple(int(n) for n in k["row"])) for k in contents["kinds"]]
             narrow = {kind.name for kind in kinds if not kind.row}
             if min(rows, group, *(n for k in kinds for n in k.row)) < 1 or {"action", "reward", "terminal"} - narrow:
-                raise ValueError(f"its contents are {found}")
+                raise ValueError(f"its contents are {contents}")
             if "observation" not in {kind.name for kind in kinds} - narrow:
                 raise ValueError("it has no frames")
             return rows, group, kinds
         except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged(f"no contents of ours: {error}") from error
+            raise self._damage_error(f"no contents of ours: {error}") from error
 
-    def _damaged(self, error):
+    def _damage_error(self, error):
         return UserError(f"{self._path} is damaged, cut short or not recorded play ({str(error).splitlines()[0][:200]})")
 
 
@@ -201,16 +206,17 @@ def _dtype(text) -> np.dtype:
 
 
 def file_of(root: str | os.PathLike, game: str, run: int, checkpoint: int) -> Path:
+    """The file of one checkpoint."""
     return Path(root) / display_name(game) / str(run) / f"arrays_ckpt.{checkpoint}.array_record"
 
 
 def find(root: str | os.PathLike, game: str) -> dict[tuple[int, int], str]:
-    """{(run, checkpoint): path}"""
+    """The files of a game: {(run, checkpoint): path}."""
     files, base = open_root(root)
-    found = dict(_matches(files.glob(f"{base}/{display_name(game)}/*/arrays_ckpt.*.array_record")))
-    if found and not isinstance(files, LocalFileSystem):
+    paths = dict(_matches(files.glob(f"{base}/{display_name(game)}/*/arrays_ckpt.*.array_record")))
+    if paths and not isinstance(files, LocalFileSystem):
         raise UserError(f"{root} holds ArrayRecord files, which are read from a local folder only: copy them to one")
-    return found
+    return paths
 
 
 def _matches(paths) -> Iterator[tuple[tuple[int, int], str]]:
@@ -220,11 +226,11 @@ def _matches(paths) -> Iterator[tuple[tuple[int, int], str]]:
 
 
 def open_store(root: str | os.PathLike, game: str, shards: Sequence[tuple[int, int]] | Literal["all"] = "all") -> Store:
-    """Opens (run, checkpoint) pairs, in this order, or all that there are, as `sgi.recordings.dqn_replay.open_store` does."""
-    found = find(root, game)
-    if not found:
+    """Open (run, checkpoint) pairs, in this order, or all that there are, as `sgi.recordings.dqn_replay.open_store` does."""
+    paths = find(root, game)
+    if not paths:
         raise UserError(f"no ArrayRecord files of {display_name(game)} under {root}: make some with python -m sgi.formats")
-    return store([(*pair, found[pair]) for pair in pick_shards(found, shards, root, game)])
+    return store([(*pair, paths[pair]) for pair in pick_shards(paths, shards, root, game)])
 
 
 def store(files: Sequence[tuple[int, int, str | os.PathLike]]) -> Store:

@@ -30,12 +30,12 @@ from sgi.atari.emulator import display_name
 from training.errors import UserError
 
 KINDS = {"observation": np.uint8, "action": np.int32, "reward": np.float32, "terminal": np.uint8}
-BLOCK = 1 << 23  # bytes: what is held of a file at any time
+BLOCK = 1 << 23  # bytes of a file in memory at any time
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, ValueError)  # what a broken gzip or npy raises
 
 
 class Writer:
-    """Context manager that appends rows and writes them as complete files of `chunk` rows each, ckpt.{first}, ...
+    """A context manager that appends rows and writes them as complete files of `chunk` rows each, ckpt.{first}, ...
 
     Rows are spooled to a hidden file beside the target and compressed when the chunk is full, so that memory stays flat. Each
     file appears whole or not at all, `observation` last. Leaving the block normally writes the last, shorter chunk; leaving
@@ -52,7 +52,7 @@ class Writer:
         return self
 
     def append(self, **kinds: np.ndarray):
-        """observation=, action=, reward=, terminal= and any extra kinds; arrays of n >= 0 rows each."""
+        """Append n >= 0 rows of observation=, action=, reward=, terminal= and any extra kinds."""
         arrays, total = as_rows(kinds)
         done = 0
         while done < total:
@@ -101,7 +101,7 @@ class Writer:
 
 
 def as_rows(kinds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
-    """(arrays in the layout's types, how many rows they have). Raises ValueError if a kind lacks or their numbers differ."""
+    """Arrays in the layout's types, and their number of rows. ValueError if a kind is missing or their lengths differ."""
     if missing := KINDS.keys() - kinds:
         raise ValueError(f"append() lacks {sorted(missing)}")
     arrays = {kind: np.ascontiguousarray(rows, KINDS.get(kind)) for kind, rows in kinds.items()}
@@ -112,7 +112,7 @@ def as_rows(kinds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
 
 
 class Shard(Protocol):
-    """What a Store reads of one checkpoint of one run, whatever its format."""
+    """The interface of one checkpoint of one run to a Store, whatever its format."""
 
     run: int
     checkpoint: int
@@ -120,15 +120,15 @@ class Shard(Protocol):
     def path(self, kind: str) -> str:
         """The file that holds a kind, for messages."""
 
-    def whole(self, kind: str) -> np.ndarray:
+    def read(self, kind: str) -> np.ndarray:
         """All rows of a small kind."""
 
-    def lazy(self, kind: str):
+    def view(self, kind: str):
         """Rows that stay on disk: `len`, `shape`, `dtype`, and indexing by an integer array."""
 
 
 class GzipShard(NamedTuple):
-    """`pattern.format(kind)` is the path of a kind's file in the file system `files`."""
+    """A checkpoint of gzip files; `pattern.format(kind)` is the path of a kind's file in the file system `files`."""
 
     run: int
     checkpoint: int
@@ -139,15 +139,15 @@ class GzipShard(NamedTuple):
     def path(self, kind: str) -> str:
         return self.pattern.format(kind)
 
-    def whole(self, kind: str) -> np.ndarray:
+    def read(self, kind: str) -> np.ndarray:
         return read_npy(self.files, self.path(kind))
 
-    def lazy(self, kind: str) -> np.ndarray:
+    def view(self, kind: str) -> np.ndarray:
         return np.load(decode_once(self.files, self.path(kind), self.cache), mmap_mode="r")
 
 
 class Store:
-    """Read-only rows of several shards, one after another. Frames stay on disk; see `sgi.formats.open_play`.
+    """Read-only rows of several shards, one after another. Frames stay on disk; see `sgi.recordings.open.open_play`.
 
     num_frames   N, over all shards
     channels     names of the extra kinds that every shard has
@@ -163,26 +163,30 @@ class Store:
         lengths = [len(frames) for frames in self._lazy["observation"]]
         self._offsets = np.cumsum([0, *lengths])
         self.num_frames = int(self._offsets[-1])
-        self.actions = self._small("action").astype(np.int32, copy=False)
-        self.terminals = self._small("terminal").astype(bool)
+        self.actions = self._read_all("action").astype(np.int32, copy=False)
+        self.terminals = self._read_all("terminal").astype(bool)
         self.starts = np.concatenate([[True], self.terminals[:-1]])
         self.starts[self._offsets[:-1]] = True
 
+    def __getstate__(self) -> dict:
+        """All but the frames: they are opened anew where the store is unpickled, as a worker process does."""
+        return {**self.__dict__, "_lazy": {}}
+
     @cached_property
     def rewards(self) -> np.ndarray:
-        return self._small("reward").astype(np.float32, copy=False)
+        return self._read_all("reward").astype(np.float32, copy=False)
 
     def frames(self, index) -> np.ndarray:
-        """Integers of any shape [...] -> uint8 [..., 84, 84]. Raises IndexError outside 0..N-1."""
+        """Frames uint8 [..., 84, 84] at integers of any shape [...]. Raises IndexError outside 0..N-1."""
         return self.rows("observation", index)
 
     def rows(self, channel: str, index) -> np.ndarray:
-        """Like `frames`, for 'observation' or one of `channels`: [...] -> [..., *row]."""
+        """Rows like `frames`, for 'observation' or one of `channels`: [...] -> [..., *row]."""
         index = np.asarray(index)
         if channel not in self._lazy:
-            if channel not in self.channels:
+            if channel not in ("observation", *self.channels):
                 raise UserError(f"these frames come without {channel!r}; they have {list(self.channels)}")
-            self._lazy[channel] = [self._checked(shard.lazy(channel), channel, i) for i, shard in enumerate(self.shards)]
+            self._lazy[channel] = [self._check_rows(shard.view(channel), channel, i) for i, shard in enumerate(self.shards)]
         if index.size and (index.min() < 0 or index.max() >= self.num_frames):
             raise IndexError(f"frames {index.min()}..{index.max()} of a store of {self.num_frames}")
         lazy = self._lazy[channel]
@@ -196,10 +200,10 @@ class Store:
             out[here] = lazy[shard][index[here] - self._offsets[shard]]
         return out
 
-    def _small(self, kind):
-        return np.concatenate([self._checked(shard.whole(kind), kind, i) for i, shard in enumerate(self.shards)])
+    def _read_all(self, kind):
+        return np.concatenate([self._check_rows(shard.read(kind), kind, i) for i, shard in enumerate(self.shards)])
 
-    def _checked(self, rows, kind, shard):
+    def _check_rows(self, rows, kind, shard):
         expected = self._offsets[shard + 1] - self._offsets[shard]
         if len(rows) != expected:
             path = self.shards[shard].path(kind)
@@ -208,7 +212,7 @@ class Store:
 
 
 def _frames(shard: Shard):
-    rows = shard.lazy("observation")
+    rows = shard.view("observation")
     if len(rows.shape) != 3 or rows.dtype != np.uint8 or not len(rows):
         raise UserError(f"{shard.path('observation')} holds {rows.dtype}{rows.shape}, not frames uint8 [n, 84, 84]")
     return rows
@@ -220,27 +224,27 @@ def open_store(
     shards: Sequence[tuple[int, int]] | Literal["all"] = "all",
     cache: str | os.PathLike | None = None,
 ) -> Store:
-    """Opens (run, checkpoint) pairs, in this order, or all that there are.
+    """Open (run, checkpoint) pairs, in this order, or all that there are.
 
     `root` is a folder or an fsspec URL, such as gs://atari-replay-datasets/dqn. gzip has no random access, so each observation
     file is decoded once, in small blocks, to a .npy in `cache` ($XDG_CACHE_HOME/quintet/frames or ~/.cache/quintet/frames; 7 GB
     for a million frames), and memory-mapped from then on. Raises UserError for missing or damaged files.
     """
     files, base = open_root(root)
-    found = find_shards(files, f"{base}/{display_name(game)}")
-    if not found:
+    patterns = find_shards(files, f"{base}/{display_name(game)}")
+    if not patterns:
         raise UserError(f"no DQN Replay files of {display_name(game)} under {root}: make some with python -m sgi.collect")
-    wanted = pick_shards(found, shards, root, game)
-    for pair in wanted:
-        if lacking := KINDS.keys() - found[pair].keys():
-            raise UserError(f"{root}: run {pair[0]}, checkpoint {pair[1]} of {game} lacks {', '.join(sorted(lacking))}")
-    extra = set.intersection(*(set(found[pair]) for pair in wanted)) - KINDS.keys()
+    pairs = pick_shards(patterns, shards, root, game)
+    for pair in pairs:
+        if missing := KINDS.keys() - patterns[pair].keys():
+            raise UserError(f"{root}: run {pair[0]}, checkpoint {pair[1]} of {game} lacks {', '.join(sorted(missing))}")
+    extra = set.intersection(*(set(patterns[pair]) for pair in pairs)) - KINDS.keys()
     cache = Path(cache) if cache else default_cache()
-    return Store([GzipShard(*pair, found[pair]["observation"], files, cache) for pair in wanted], sorted(extra))
+    return Store([GzipShard(*pair, patterns[pair]["observation"], files, cache) for pair in pairs], sorted(extra))
 
 
 def open_root(root: str | os.PathLike) -> tuple[fsspec.AbstractFileSystem, str]:
-    """(file system, path in it) of a folder or a URL."""
+    """The file system of a folder or a URL, and the path in it."""
     try:
         files, base = fsspec.core.url_to_fs(os.fspath(root))
     except (ImportError, ValueError) as error:
@@ -251,30 +255,30 @@ def open_root(root: str | os.PathLike) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def pick_shards(
-    found: Collection, shards: Sequence[tuple[int, int]] | Literal["all"], root, game: str
+    available: Collection, shards: Sequence[tuple[int, int]] | Literal["all"], root, game: str
 ) -> list[tuple[int, int]]:
-    """The (run, checkpoint) pairs asked for, if they were found; 'all' in ascending order."""
-    wanted = sorted(found) if isinstance(shards, str) else [tuple(pair) for pair in shards]
-    if absent := [pair for pair in wanted if pair not in found]:
-        raise UserError(f"{root} lacks (run, checkpoint) {absent} of {display_name(game)}; it has {sorted(found)}")
-    if not wanted:
+    """The (run, checkpoint) pairs asked for; 'all' in ascending order. Raises UserError if one is not `available`."""
+    pairs = sorted(available) if isinstance(shards, str) else [tuple(pair) for pair in shards]
+    if missing := [pair for pair in pairs if pair not in available]:
+        raise UserError(f"{root} lacks (run, checkpoint) {missing} of {display_name(game)}; it has {sorted(available)}")
+    if not pairs:
         raise UserError("no (run, checkpoint) pairs asked for")
-    return wanted
+    return pairs
 
 
 def find_shards(files, folder: str) -> dict[tuple[int, int], dict[str, str]]:
-    """{(run, checkpoint): {kind: path pattern}} of one game's folder, in either layout."""
-    found = {}
+    """The files in one game's folder, in either layout: {(run, checkpoint): {kind: path pattern}}."""
+    patterns = {}
     for path in _glob(files, f"{folder}/*/replay_logs/*.gz"):
         if match := re.fullmatch(r"(.*/(\d+)/replay_logs/\$store\$_)(\w+)(_ckpt\.(\d+)\.gz)", path):
             head, run, kind, tail, checkpoint = match.groups()
-            found.setdefault((int(run), int(checkpoint)), {})[kind] = f"{_escape(head)}{{}}{tail}"
+            patterns.setdefault((int(run), int(checkpoint)), {})[kind] = f"{_escape(head)}{{}}{tail}"
     for path in _glob(files, f"{folder}/*.gz"):
         if match := re.fullmatch(r"(.*/)([a-z]+)(_(\d+)\.gz)", path):
             head, kind, tail, number = match.groups()
             pair = (1, int(number)) if int(number) < 100 else divmod(int(number), 100)
-            found.setdefault(pair, {}).setdefault(kind, f"{_escape(head)}{{}}{tail}")
-    return found
+            patterns.setdefault(pair, {}).setdefault(kind, f"{_escape(head)}{{}}{tail}")
+    return patterns
 
 
 def _glob(files, pattern):
@@ -289,7 +293,7 @@ def _escape(text):
 
 
 def default_cache() -> Path:
-    """Where decoded frames go unless told otherwise."""
+    """The default folder of decoded frames."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintet" / "frames"
 
 
@@ -301,11 +305,11 @@ def read_npy(files, path: str) -> np.ndarray:
             data = packed.read()
             return np.frombuffer(data, dtype).reshape(shape)
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise _damage_error(path, error) from error
 
 
 def decode_once(files, path: str, cache: Path) -> Path:
-    """Decodes a gzipped .npy into the cache, unless that was done before, and returns the .npy's path.
+    """Path of a .npy in the cache, decoded from a gzipped one unless that was done before.
 
     The name in the cache is a digest of where the source is, how long and how old. Two processes at once are safe: each writes
     a file of its own and renames it.
@@ -331,7 +335,7 @@ def decode_once(files, path: str, cache: Path) -> Path:
                 raise ValueError(f"{got} bytes of data, its header promises {need}")
         os.replace(hidden, target)
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise _damage_error(path, error) from error
     except OSError as error:
         raise UserError(f"cannot decode {path} into {cache}: {error}") from error
     finally:
@@ -340,7 +344,7 @@ def decode_once(files, path: str, cache: Path) -> Path:
 
 
 def _header(packed):
-    """(shape, dtype) of the .npy that starts here. Raises ValueError for what is not a plain array in C order."""
+    """The shape and dtype of the .npy that starts here. Raises ValueError for what is not a plain array in C order."""
     version = np.lib.format.read_magic(packed)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(packed)
@@ -349,5 +353,5 @@ def _header(packed):
     return shape, dtype
 
 
-def _damaged(path, error):
+def _damage_error(path, error):
     return UserError(f"{path} is damaged or cut short ({error}): fetch it again")

@@ -46,30 +46,31 @@ class Split(NamedTuple):
 
 
 def is_tfds(root: str | os.PathLike) -> bool:
+    """True for a root that names tensorflow-datasets: 'tfds' or 'tfds:FOLDER'."""
     return str(root).partition(":")[0] == PREFIX
 
 
 def folder_of(root: str | os.PathLike) -> Path:
-    """'tfds:folder' or 'folder' -> folder; 'tfds' -> $TFDS_DATA_DIR or ~/tensorflow_datasets, as in tensorflow-datasets."""
+    """The folder of 'tfds:folder' or 'folder'; of 'tfds', $TFDS_DATA_DIR or ~/tensorflow_datasets, as there."""
     given = str(root).partition(":")[2] if is_tfds(root) else str(root)
     return Path(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find(root: str | os.PathLike, game: str) -> dict[tuple[int, int], Split]:
-    """{(run, checkpoint): split} of what lies prepared."""
-    folder, game, found = folder_of(root), display_name(game), {}
+    """The prepared checkpoints of a game: {(run, checkpoint): split}."""
+    folder, game, splits = folder_of(root), display_name(game), {}
     for name in NAMES:
         for path in sorted(folder.glob(f"{name}/{game}_run_*/*/dataset_info.json")):
             run = path.parts[-3].rpartition("_")[2]
             builder = _builder(name, f"{game}_run_{run}", path.parts[-2], folder)
             for split in builder.info.splits if builder else ():
                 if (match := re.fullmatch(r"checkpoint_(\d+)", split)) and builder.info.splits[split].num_examples:
-                    found.setdefault((int(run), int(match[1])), Split(builder, split))
-    return found
+                    splits.setdefault((int(run), int(match[1])), Split(builder, split))
+    return splits
 
 
 def how_to_prepare(root: str | os.PathLike, game: str) -> str:
-    """What to tell a user whose folder has nothing."""
+    """The message for a user whose folder has nothing."""
     game = display_name(game)
     return (
         f"no {NAMES[1]}/{game}_run_1 under {folder_of(root)}: prepare it where TensorFlow, apache-beam and the network are, by "
@@ -95,12 +96,12 @@ def blocks(split: Split) -> Iterator[dict[str, np.ndarray]]:
                 }
     except UserError:
         raise
-    except Exception as error:  # what protobuf, PIL and array_record raise is of any class
+    except Exception as error:  # protobuf, PIL and array_record raise errors of any class
         raise UserError(f"cannot read {split.name} of {split.builder.data_path} ({type(error).__name__}: {error})") from error
 
 
 def prepare(folder: Path, game: str, run: int, checkpoints: Mapping[int, Iterable[dict[str, np.ndarray]]]) -> list[Path]:
-    """Writes checkpoints of one run, given as `blocks` gives them, as `rlu_atari_checkpoints_ordered`, and returns the files.
+    """Write checkpoints of one run, in blocks as of `blocks`, as `rlu_atari_checkpoints_ordered`; returns the files.
 
     As array_record, without TensorFlow; whole or not at all. Kinds that the data set has no place for are left out. Raises
     UserError for a game, run or checkpoint that it does not know, or if there is one prepared.
@@ -124,7 +125,7 @@ def prepare(folder: Path, game: str, run: int, checkpoints: Mapping[int, Iterabl
 
 
 def _examples(checkpoint: int, rows: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[int, dict]]:
-    """(key, episode) of each episode; one that the rows leave open is written as it is."""
+    """The (key, episode) pairs of rows; an episode that the rows leave open is written as it is."""
     steps, number, total = [], 0, 0.0
     for block in rows:
         for frame, action, reward, terminal in zip(*(block[kind] for kind in KINDS), strict=True):
@@ -158,7 +159,7 @@ def _classes():
 
 
 def _builder(name, config, version, folder):
-    """None for another version than the package's own."""
+    """The builder of a prepared folder; None for another version than the package's own."""
     known = _classes()[name]
     if version != str(known.VERSION) or config not in known.builder_configs:
         return None

@@ -7,9 +7,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from sgi.atari.emulator import display_name, num_actions
-from sgi.collect import collect
-from sgi.formats import open_play, parse_shards
 from sgi.recordings.dqn_replay import Store
+from sgi.recordings.open import open_play, parse_shards
+from sgi.recordings.record import Recording, record
 from training.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,9 @@ def open_data(data: ConfigDict) -> Store:
     """The store that `config.data` asks for.
 
     dir     root of the DQN-Replay layout (a folder or gs://...) or of ArrayRecord files, 'tfds' or 'tfds:folder' for
-            tensorflow-datasets (see `sgi.formats`); '' means $QUINTET_DATA/dqn if the game is there and `shards` names some of
-            it, else `collect` steps of `policy` ('random', or 'cells'; see `sgi.collect`), recorded once under ~/.cache/quintet
+            tensorflow-datasets (see `sgi.recordings.open`); '' means $QUINTET_DATA/dqn if the game is there and `shards` names
+            some of it, else `collect` steps of `policy` ('random' or 'cells': `sgi.recordings.record`), recorded once under
+            ~/.cache/quintet
     game    'Boxing', 'boxing'
     shards  'all', or run/checkpoint pairs: '1/1,1/25,1/50'
     cache   folder of the decoded or converted frames; '' means ~/.cache/quintet/frames
@@ -43,6 +44,6 @@ def _default(data: ConfigDict) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quintet" / data.policy
     home /= f"{data.collect}-steps" + "-full" * data.full_action_space
     log.info("no data directory: using %d steps of %s (%s) in %s", data.collect, data.game, data.policy, home)
-    # Once: a second time it finds the first recording.
-    collect(data.game, data.collect, home, policy=data.policy, seed=0, full_actions=data.full_action_space)
+    # `record` leaves a finished recording as it is, so this plays once.
+    record(Recording(data.game, data.collect, data.policy, full_actions=data.full_action_space), home)
     return home

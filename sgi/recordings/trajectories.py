@@ -4,11 +4,24 @@ Alignment: `action[k]` is the action taken AT observation k, so it leads from k 
 frames before the episode's first are black, observations after its last repeat the last one and are masked.
 """
 
+import jax
 import numpy as np
 
-from sgi.atari.emulator import STACK
+from sgi.atari.emulator import SIZE, STACK
 from sgi.recordings.dqn_replay import Store
+from training.data import uniforms
 from training.errors import UserError
+
+
+def window_spec(jumps: int, goal: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of one window (`Windows`), without the leading axis."""
+    shapes = {
+        "frames": ((STACK + jumps, SIZE, SIZE), np.uint8),
+        "action": ((max(jumps, 1),), np.int32),
+        "mask": ((jumps + 1,), np.float32),
+        **({"goal": ((STACK, SIZE, SIZE), np.uint8)} if goal else {}),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
 
 class Windows:
@@ -25,8 +38,6 @@ class Windows:
       jumps: K, the number of predicted steps.
       goal_window: goals are 2 .. goal_window - 1 steps ahead; None for no goals.
     """
-
-    randoms = 1
 
     def __init__(self, store: Store, *, jumps: int, goal_window: int | None):
         self._store, self._jumps, self._goal_window = store, jumps, goal_window
@@ -46,7 +57,7 @@ class Windows:
         """The row of the store where each window's observation 0 lies."""
         return self._valid[indices]
 
-    def batch(self, indices: np.ndarray, uniforms: np.ndarray) -> dict[str, np.ndarray]:
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
         start = self._valid[indices]
         steps = start[:, None] + np.arange(max(self._jumps, 1))
         last = self._last[start]
@@ -56,7 +67,7 @@ class Windows:
             "mask": (start[:, None] + np.arange(self._jumps + 1) <= last[:, None]).astype(np.float32),
         }
         if self._goal_window is not None:
-            ahead = 2 + np.floor(uniforms[:, 0] * (self._goal_window - 2)).astype(np.int64)
+            ahead = 2 + np.floor(uniforms(seeds, 1)[:, 0] * (self._goal_window - 2)).astype(np.int64)
             result["goal"] = self._window(np.minimum(start + ahead, last), 0)
         return result
 
@@ -68,8 +79,8 @@ class Windows:
         return frames
 
 
-def stacks(frames: np.ndarray, stack: int = STACK) -> np.ndarray:
-    """[B, stack + K, H, W] -> [B, K + 1, H, W, stack], oldest frame first. Works on numpy and jax arrays."""
+def stack_frames(frames: np.ndarray, stack: int = STACK) -> np.ndarray:
+    """Stacks of frames, oldest first: [B, stack + K, H, W] -> [B, K + 1, H, W, stack]. Works on numpy and jax arrays."""
     steps = frames.shape[1] - stack + 1
     index = np.arange(steps)[:, None] + np.arange(stack)
     return frames[:, index].transpose(0, 1, 3, 4, 2)

@@ -28,7 +28,7 @@ def latent_to_ours(z):
 
 
 def latent_to_reference(z_HWC):
-    """Latents [..., 7, 7, C] -> [..., C, 7, 7]."""
+    """Latents in the reference's layout: [..., 7, 7, C] -> [..., C, 7, 7]."""
     return jnp.moveaxis(z_HWC, -1, -3)
 
 
@@ -147,14 +147,14 @@ def _check_inputs(net, variables, inputs):
 
 
 class Error(NamedTuple):
-    """How far an output is from the stored one, relative to its largest entry, and how far it may be."""
+    """The distance of an output from the stored one, relative to its largest entry, and the largest that is allowed."""
 
     relative: float
     allowed: float
 
 
 def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> Error:
-    """max |ours - theirs| / max |theirs|, infinite where an entry is not finite; 1e-4 is allowed.
+    """The error max |ours - theirs| / max |theirs|, infinite where an entry is not finite; 1e-4 is allowed.
 
     'train/goal_return' is 10 times a small difference of two fp32 distances near 1. If a single one of them is rounded the
     other way, the return moves by 10 * 2^-24, which can be more than 1e-4 of it: that much is allowed too.

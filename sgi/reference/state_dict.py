@@ -19,7 +19,7 @@ REDUNDANT = ("projection.", "num_batches_tracked", "_epsilon")  # aliases of hea
 
 
 class Layout(NamedTuple):
-    """How a weight is stored on either side; `ours` and `reference` permute an array (numpy) there and back."""
+    """The layout of a weight on either side; `ours` and `reference` permute an array (numpy) there and back."""
 
     ours: Callable[[np.ndarray], np.ndarray]
     reference: Callable[[np.ndarray], np.ndarray]
@@ -153,7 +153,7 @@ def infer_net(state_dict: Mapping[str, np.ndarray], quirks: bool = False) -> SGI
 
 
 def from_reference(state_dict: Mapping[str, np.ndarray], quirks: bool = False) -> tuple[SGINet, dict, dict]:
-    """Reads a reference state dict.
+    """Read a reference state dict.
 
     Returns (net, variables, target): `variables` = {'params', 'batch_stats'} of the online network; `target` the same two
     collections for the EMA encoder and the EMA projection (the first layers of the head that the projection belongs to:
@@ -192,8 +192,8 @@ def with_redundant(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     head = "goal" if "head.advantage_bias" in weights else "rl"
     result = dict(weights)
     for i, stream in enumerate(("advantage", "value")):
-        own = f"head.{head}_{stream}.0."
-        result |= {f"projection.encoders.{i}.{k.removeprefix(own)}": v for k, v in weights.items() if k.startswith(own)}
+        prefix = f"head.{head}_{stream}.0."
+        result |= {f"projection.encoders.{i}.{k.removeprefix(prefix)}": v for k, v in weights.items() if k.startswith(prefix)}
     for name, value in list(result.items()):
         layer, _, part = name.rpartition(".")
         if part == "running_mean":
@@ -211,12 +211,12 @@ def variable_shapes(net: SGINet) -> dict:
 
 
 def _projection_head(net, state_dict) -> str:
-    alias, own = "projection.encoders.0.weight_mu", "head.{}_advantage.0.weight_mu"
+    alias, first_layer = "projection.encoders.0.weight_mu", "head.{}_advantage.0.weight_mu"
     if not net.goal:
         return "reward"
-    if alias not in state_dict or np.array_equal(state_dict[alias], state_dict.get(own.format("goal"))):
+    if alias not in state_dict or np.array_equal(state_dict[alias], state_dict.get(first_layer.format("goal"))):
         return "goal"
-    return "reward" if np.array_equal(state_dict[alias], state_dict[own.format("rl")]) else "goal"
+    return "reward" if np.array_equal(state_dict[alias], state_dict[first_layer.format("rl")]) else "goal"
 
 
 def _get(tree, path):

@@ -40,11 +40,11 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def write(path: str | Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Writes a flat state dict to `path`, in the format of its suffix. What was there is replaced."""
+    """Write a flat state dict to `path`, in the format of its suffix. What was there is replaced."""
     path = Path(path)
     check_suffix(path)
     torch = _torch(path) if path.suffix in TORCH else None
-    with whole(path) as file:
+    with atomic_file(path) as file:
         if torch is None:
             np.savez(file, **weights)
         else:
@@ -52,12 +52,13 @@ def write(path: str | Path, weights: Mapping[str, np.ndarray]) -> None:
 
 
 def check_suffix(path: Path, allowed: tuple[str, ...] = SUFFIXES) -> None:
+    """Raise UserError unless the file's name ends as it must."""
     if path.suffix not in allowed:
         raise UserError(f"{path}: the name must end in {' or '.join(allowed)}")
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the name `path` when all is written; after an error there is none.
 
     Raises:
@@ -102,11 +103,11 @@ def _plain(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarra
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     torch = _torch(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make its readers raise anything
         raise UserError(f"{path}: no PyTorch file, or damaged, or with Python objects in it: only tensors are read") from error
     arrays = {}
-    for name, tensor in _state_dict(found, path, torch).items():
+    for name, tensor in _state_dict(contents, path, torch).items():
         try:
             tensor = tensor.detach()
             arrays[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
@@ -115,14 +116,14 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _state_dict(found: Any, path: Path, torch: ModuleType) -> Mapping:
+def _state_dict(contents: Any, path: Path, torch: ModuleType) -> Mapping:
     """The flat mapping of tensors, at the top or under one of the usual names."""
     for _ in range(DEPTH):
-        if not isinstance(found, Mapping) or not found:
+        if not isinstance(contents, Mapping) or not contents:
             break
-        if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()):
-            return found
-        found = next((found[name] for name in NESTED if name in found), None)
+        if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in contents.items()):
+            return contents
+        contents = next((contents[name] for name in NESTED if name in contents), None)
     raise UserError(f"{path} holds no state dict: a mapping from names to tensors, at the top or under {', '.join(NESTED)}")
 
 

@@ -12,6 +12,7 @@ from sgi import convert
 from sgi.agent.transfer import load_pretrained
 from sgi.nets import layers, losses
 from sgi.nets.sgi_net import SGINet
+from sgi.reference import state_dict as reference
 from sgi.reference import weights
 from tests.sgi.random_weights import random_variables
 from training import optim
@@ -64,7 +65,7 @@ def pair():
         variables = net.init(jax.random.key(0), jnp.asarray(x, jnp.float32), jnp.zeros(3, jnp.int32), method="init_all")
         rng = np.random.default_rng(1)
         variables = jax.tree.map(lambda v: jnp.asarray(np.asarray(v) + 0.1 * rng.random(v.shape), jnp.float64), variables)
-        names = convert.to_reference(net, variables)
+        names = reference.to_reference(net, variables)
     encoder = Encoder((8, 16, 16), 3, 2).double()
     state = {k.removeprefix("conv."): torch.tensor(np.asarray(v)) for k, v in names.items() if k.startswith("conv.")}
     missing, unexpected = encoder.load_state_dict(state, strict=False)
@@ -95,8 +96,8 @@ def test_encoder_outputs_statistics_and_gradients(pair):
 
         (_, (found, new)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         stats = {**variables["batch_stats"], **new["batch_stats"]}
-        after = convert.to_reference(net, {"params": variables["params"], "batch_stats": stats})
-        grads = convert.to_reference(net, {"params": grads, "batch_stats": stats})
+        after = reference.to_reference(net, {"params": variables["params"], "batch_stats": stats})
+        grads = reference.to_reference(net, {"params": grads, "batch_stats": stats})
     np.testing.assert_allclose(found.transpose(0, 3, 1, 2), z.detach().numpy(), atol=1e-6)
     for name, value in encoder.named_buffers():  # BatchNorm's unbiased running variance
         if "running" in name:
@@ -159,7 +160,7 @@ def state_dict():
     head = {name: ema["params"]["goal_head"][name] for name in ("advantage_1", "value_1")}
     stats = {"encoder": ema["batch_stats"]["encoder"]}
     target = {"params": {"encoder": ema["params"]["encoder"], "goal_head": head}, "batch_stats": stats}
-    arrays = convert.with_redundant(convert.to_reference(net, variables, target))
+    arrays = reference.with_redundant(reference.to_reference(net, variables, target))
     return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
 
 
@@ -198,7 +199,7 @@ def test_transfer_from_a_torch_file_equals_transfer_from_npz(tmp_path, state_dic
     again = torch.load(tmp_path / "c.pt", weights_only=True)
     assert again.keys() == state_dict.keys()
     assert all(torch.equal(again[k], v) and again[k].dtype == v.dtype for k, v in state_dict.items())
-    a, b, c = (load_pretrained(str(tmp_path / name)) for name in ("a.pth", "b.npz", "c.pt"))
+    a, b, c = (load_pretrained(str(tmp_path / name), "Pong") for name in ("a.pth", "b.npz", "c.pt"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     jax.tree.map(np.testing.assert_array_equal, a, c)
 
@@ -258,4 +259,4 @@ def test_torch_files_that_hold_no_state_dict(tmp_path, state_dict):
         weights.read(path)
     torch.save({"a": torch.zeros(3)}, path)
     with pytest.raises(UserError, match=r"hold no head\.rl_advantage_bias"):
-        load_pretrained(str(path))
+        load_pretrained(str(path), "Pong")

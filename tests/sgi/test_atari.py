@@ -7,20 +7,31 @@ import ale_py
 import gymnasium
 import numpy as np
 import pytest
+from ale_py import roms
 from gymnasium.error import ResetNeeded
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from sgi.atari.emulator import ATARI_100K, AtariVec, area_resize, display_name, num_actions, record_ram, rom_name
+from sgi.atari import emulator
+from sgi.atari.emulator import (
+    ATARI_100K,
+    AtariVec,
+    area_resize,
+    display_name,
+    num_actions,
+    record_ram,
+    rom_name,
+    single_game,
+)
 from training.errors import UserError
 
 
 def play(env, actions, first=None):
-    """Steps through `actions` [T, N] -> list of everything that a learner sees, first observation included."""
-    seen = [env.reset()[0] if first is None else first]
+    """Step through `actions` [T, N] -> list of everything that a learner sees, first observation included."""
+    outputs = [env.reset()[0] if first is None else first]
     for row in actions:
         obs, reward, terminated, truncated, info = env.step(row)
-        seen += [obs, reward, terminated, truncated, *(info[key] for key in sorted(info))]
-    return seen
+        outputs += [obs, reward, terminated, truncated, *(info[key] for key in sorted(info))]
+    return outputs
 
 
 def assert_same(a, b):
@@ -56,9 +67,30 @@ def test_names():
     assert (num_actions("pong"), num_actions("pong", full=True), num_actions("freeway")) == (6, 18, 3)
 
 
+@pytest.mark.parametrize("games", [ATARI_100K, pytest.param(emulator.ACTIONS, marks=pytest.mark.long)], ids=["26", "all"])
+def test_action_counts_are_those_of_the_emulator(games):
+    """The table is right for every ROM that ale-py ships and that starts."""
+    assert sorted([*emulator.ACTIONS, *emulator.TWO_PLAYERS]) == sorted(roms.get_all_rom_ids())
+    for game in games:
+        ale = single_game(game)
+        sizes = len(ale.getMinimalActionSet()), len(ale.getLegalActionSet())
+        assert sizes == (num_actions(game), num_actions(game, full=True)), game
+    with pytest.raises(UserError, match="a game for two"):
+        rom_name("Combat")
+
+
+def test_an_emulator_with_other_actions_is_refused(monkeypatch):
+    monkeypatch.setitem(emulator.ACTIONS, "pong", 5)
+    with pytest.raises(UserError, match="pong has 6 actions in this ale-py, not 5"):
+        AtariVec("pong", 1, seed=0)
+
+
 def test_equals_gymnasium_preprocessing(monkeypatch):
-    """Gymnasium's own wrappers, frame by frame. Where OpenCV is absent, our resize stands in for it (tested against the
-    emulator's built-in OpenCV below), so that the skipping, the pooling and the stacking are compared anyway."""
+    """Gymnasium's own wrappers, frame by frame.
+
+    Where OpenCV is absent, our resize stands in for it (tested against the emulator's built-in OpenCV below), so that the
+    skipping, the pooling and the stacking are compared anyway.
+    """
     try:
         import cv2  # noqa: F401
     except ImportError:
@@ -86,7 +118,7 @@ def test_games_equal_a_bare_emulator(breakout):
     actions, observations, rows, starts = breakout
     assert len(starts) >= 4
     for begin, lane, noops in starts:
-        ends = [t for t, l, _ in starts if l == lane and t > begin]
+        ends = [t for t, other, _ in starts if other == lane and t > begin]
         end = min(ends, default=len(actions))
         ram, frames = record_ram("breakout", noops, actions[begin:end, lane])
         np.testing.assert_array_equal(frames, observations[begin:end, lane, -1])

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from sgi.atari.emulator import AtariVec, record_ram
-from sgi.collect import POLICIES, collect, held_actions, main, play_lanes
+from sgi.atari.explore import held_actions
+from sgi.collect import main
 from sgi.recordings.dqn_replay import open_store
+from sgi.recordings.record import POLICIES, Recording, play_lanes, record
 from training.errors import UserError
 
 
@@ -24,7 +26,7 @@ def test_actions_are_uniform_and_held_for_a_geometric_time():
 def breakout(tmp_path_factory):
     """421 steps in two lanes of 211 and 210, in files of 300; Breakout, so that games end on the way."""
     root = tmp_path_factory.mktemp("recorded")
-    summary = collect("breakout", 421, root, seed=3, envs=2, chunk=300, ram=True)
+    summary = record(Recording("breakout", 421, seed=3, envs=2, chunk=300, ram=True), root)
     return root, summary, open_store(root, "breakout", cache=root / "cache")
 
 
@@ -72,32 +74,32 @@ def test_files_and_repetition(breakout, tmp_path, capsys):
 
 def test_a_policy_that_looks(tmp_path, monkeypatch):
     """A policy is a function: this one sees the stacks that led to each row, and is asked once for all lanes of a step."""
-    seen = []
+    observed = []
 
     def act(t, observation):
-        seen.append(observation[:, -2:].copy())
+        observed.append(observation[:, -2:].copy())
         return np.array([t % 3, 17])
 
-    monkeypatch.setitem(POLICIES, "mine", lambda *args: play_lanes(*args, act) | {"looks": len(seen)})
-    done = collect("boxing", 9, tmp_path, policy="mine", envs=2, ram=True)
+    monkeypatch.setitem(POLICIES, "mine", lambda *args: play_lanes(*args, act) | {"looks": len(observed)})
+    done = record(Recording("boxing", 9, policy="mine", envs=2, ram=True), tmp_path)
     store = open_store(tmp_path, "boxing", cache=tmp_path / "cache")
     assert store.actions.tolist() == [0, 1, 2, 0, 1, 17, 17, 17, 17] and store.channels == ("ram",)
-    lanes = np.stack(seen, 1)  # [lane, t, 2, 84, 84]
+    lanes = np.stack(observed, 1)  # [lane, t, 2, 84, 84]
     np.testing.assert_array_equal(store.frames(np.arange(9)), [*lanes[0, :, 1], *lanes[1, :4, 1]])
     np.testing.assert_array_equal(lanes[:, 1:, 0], lanes[:, :-1, 1])
     assert (done["looks"], done["episodes"]) == (5, 0)
-    record = json.loads((tmp_path / "Boxing/1/collect.json").read_text())
-    assert record["settings"]["policy"] == "mine" and record["summary"] == done
+    saved = json.loads((tmp_path / "Boxing/1/collect.json").read_text())
+    assert saved["settings"]["policy"] == "mine" and saved["summary"] == done
 
 
 def test_recordings_from_before_there_were_policies_are_found(tmp_path, monkeypatch):
-    made = collect("boxing", 10, tmp_path, envs=2)
+    made = record(Recording("boxing", 10, envs=2), tmp_path)
     path = tmp_path / "Boxing/1/collect.json"
-    record = json.loads(path.read_text())
-    assert record["settings"].pop("policy") == "random"
-    path.write_text(json.dumps(record))
-    monkeypatch.setattr("sgi.collect._record", None)
-    assert collect("boxing", 10, tmp_path, envs=2) == made
+    saved = json.loads(path.read_text())
+    assert saved["settings"].pop("policy") == "random"
+    path.write_text(json.dumps(saved))
+    monkeypatch.setattr("sgi.recordings.record._record", None)
+    assert record(Recording("boxing", 10, envs=2), tmp_path) == made
 
 
 def test_the_explorer_from_the_command_line(tmp_path, capsys):
@@ -106,22 +108,31 @@ def test_the_explorer_from_the_command_line(tmp_path, capsys):
     assert store.num_frames == 120 and store.channels == ("ram",) and " cells; Boxing/1/" in capsys.readouterr().out
 
 
+WRONG = [{"steps": 0}, {"envs": 0}, {"envs": 10}, {"chunk": 0}, {"run": 0}, {"seed": -1}, {"seed": 2**32}, {"repeat": 0.0}]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, {"repeat": 1.5}], ids=str)
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(UserError, match="collect needs"):
+        Recording(**{"game": "pong", "steps": 9} | wrong).settings()
+
+
 def test_nothing_is_overwritten_unasked(breakout, monkeypatch):
     root, summary, _ = breakout
     settings = {"seed": 3, "envs": 2, "chunk": 300, "ram": True}
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.gz")}
-    monkeypatch.setattr("sgi.collect.AtariVec", None)  # the same settings: nothing is played
-    assert collect("Breakout", 421, root, **settings) == summary
+    monkeypatch.setattr("sgi.recordings.record.AtariVec", None)  # the same settings: nothing is played
+    assert record(Recording("Breakout", 421, **settings), root) == summary
     with pytest.raises(UserError, match="--overwrite"):
-        collect("breakout", 421, root, **settings | {"seed": 4})
+        record(Recording("breakout", 421, **settings | {"seed": 4}), root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.gz")} == before
     with pytest.raises(UserError, match="envs"):
-        collect("breakout", 1, root, run=2, envs=2)
+        record(Recording("breakout", 1, run=2, envs=2), root)
     monkeypatch.undo()
-    monkeypatch.setattr("sgi.collect._record", lambda *_: 1 / 0)
+    monkeypatch.setattr("sgi.recordings.record._record", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        collect("breakout", 421, root, overwrite=True)
+        record(Recording("breakout", 421), root, overwrite=True)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.gz")} == before  # replaced only by a finished one
     monkeypatch.undo()
-    collect("breakout", 20, root, envs=1, overwrite=True)
+    record(Recording("breakout", 20, envs=1), root, overwrite=True)
     assert open_store(root, "breakout", cache=root / "cache").num_frames == 20

@@ -12,7 +12,7 @@ import pytest
 from sgi import convert, finetune
 from sgi.agent.transfer import transfer
 from sgi.nets.sgi_net import SGINet
-from sgi.reference import golden, weights
+from sgi.reference import golden, state_dict, weights
 from tests.sgi.random_weights import random_variables
 from tests.sgi.variants import load
 from training import config as configs
@@ -47,25 +47,25 @@ def assert_equal(a, b):
 def test_round_trip(kind):
     net = NETS[kind]
     variables, target = with_target(net)
-    weights = convert.to_reference(net, variables, target)
-    found, variables_found, target_found = convert.from_reference(weights)
-    assert found == net
+    weights = state_dict.to_reference(net, variables, target)
+    inferred, variables_found, target_found = state_dict.from_reference(weights)
+    assert inferred == net
     assert_equal(variables_found, variables)
     assert_equal(target_found, target)
 
 
 def test_projection_of_a_fine_tuned_model():
-    """There `projection` is an alias of the reward head's first layers, and so its EMA copy belongs to that head."""
+    """Here `projection` is an alias of the reward head's first layers, so its EMA copy belongs to that head."""
     net = NETS["S"]
     variables, target = with_target(net, "reward")
-    weights = convert.to_reference(net, variables, target)
+    weights = state_dict.to_reference(net, variables, target)
     weights["projection.encoders.0.weight_mu"] = weights["head.rl_advantage.0.weight_mu"]
-    assert_equal(convert.from_reference(weights)[2], target)
+    assert_equal(state_dict.from_reference(weights)[2], target)
 
 
 def test_reference_shapes():
     """Spot checks of names and PyTorch shapes, by hand."""
-    shapes = {name: w.shape for name, w in convert.to_reference(NETS["L"], *with_target(NETS["L"])).items()}
+    shapes = {name: w.shape for name, w in state_dict.to_reference(NETS["L"], *with_target(NETS["L"])).items()}
     expected = {  # width 0.25: 12, 24, 24 channels
         "conv.layers.0.0.conv.0.weight": (16, 4, 1, 1),
         "conv.layers.0.0.downsample.weight": (12, 4, 3, 3),
@@ -80,7 +80,7 @@ def test_reference_shapes():
         "target_projection.encoders.1.bias_mu": (6,),
     }
     assert {name: shapes[name] for name in expected} == expected
-    nature = convert.to_reference(NETS["S-bn"], *with_target(NETS["S-bn"]))
+    nature = state_dict.to_reference(NETS["S-bn"], *with_target(NETS["S-bn"]))
     assert nature["conv.conv.3.weight"].shape == (16, 8, 4, 4) and nature["conv.conv.4.running_mean"].shape == (16,)
 
 
@@ -88,7 +88,7 @@ def test_nature_in_pytorch_layout():
     """The same numbers from the reference weights by NCHW convolutions and a C, H, W flatten."""
     net = NETS["S-bn"]
     variables, target = with_target(net)
-    w = convert.to_reference(net, variables, target)
+    w = state_dict.to_reference(net, variables, target)
     x = np.random.default_rng(2).random((2, 84, 84, 4), np.float32)
 
     def reference(w, x):
@@ -111,8 +111,8 @@ def test_nature_in_pytorch_layout():
     def ours(variables, x):
         return net.apply(variables, method=lambda net: net.project(net.encode(x, train=False), "goal"))
 
-    expected, found = jax.jit(lambda *a: (reference(a[0], a[2]), ours(a[1], a[2])))(w, variables, x)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    expected, actual = jax.jit(lambda *a: (reference(a[0], a[2]), ours(a[1], a[2])))(w, variables, x)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -126,22 +126,24 @@ def file():
         "goal": rng.random((3, 8 * 49), np.float32),
         "nonterminal": np.array([[1.0, 0, 1]], np.float32),
     }
-    weights = convert.to_reference(net, *with_target(net))
+    weights = state_dict.to_reference(net, *with_target(net))
     outputs = golden.recompute(weights, inputs)
-    kept = {k: v for k, v in outputs.items() if not k.startswith("grad/") or k in GRADIENTS}
-    return {f"weights/{k}": v for k, v in weights.items()} | {f"in/{k}": v for k, v in inputs.items()} | kept, outputs
+    outputs_and_gradients = {k: v for k, v in outputs.items() if not k.startswith("grad/") or k in GRADIENTS}
+    return {f"weights/{k}": v for k, v in weights.items()} | {
+        f"in/{k}": v for k, v in inputs.items()
+    } | outputs_and_gradients, outputs
 
 
 def test_single_precision(file):
     """The nets in float32, as they are trained, against the float64 of the check."""
     parts = {p: {k.removeprefix(p): v for k, v in file[0].items() if k.startswith(p)} for p in ("weights/", "in/")}
-    net, variables, _ = convert.from_reference(parts["weights/"], quirks=True)
+    net, variables, _ = state_dict.from_reference(parts["weights/"], quirks=True)
     x = np.moveaxis(parts["in/"]["observation"][0, :, :, 0], 1, -1) / np.float32(255)
     goal = golden.latent_to_ours(jnp.asarray(parts["in/"]["goal"]))
-    found = jax.jit(lambda v, x, goal: golden.eval_outputs(net, "goal", v, x, parts["in/"]["action"][1], goal))(
+    actual = jax.jit(lambda v, x, goal: golden.eval_outputs(net, "goal", v, x, parts["in/"]["action"][1], goal))(
         variables, x, goal
     )
-    assert max(golden.compare(k, np.asarray(v), file[1][k]).relative for k, v in found.items()) < 1e-5
+    assert max(golden.compare(k, np.asarray(v), file[1][k]).relative for k, v in actual.items()) < 1e-5
 
 
 def run(monkeypatch, *argv):
@@ -223,10 +225,10 @@ def test_unreadable_files(tmp_path, monkeypatch, capsys):
 
 
 def test_unknown_encoder():
-    weights = convert.to_reference(NETS["M"], *with_target(NETS["M"]))
+    weights = state_dict.to_reference(NETS["M"], *with_target(NETS["M"]))
     weights["conv.layers.0.3.conv.0.weight"] = weights["conv.layers.0.2.conv.0.weight"]
     with pytest.raises(UserError, match="4 blocks a group and expansion 2"):
-        convert.from_reference(weights)
+        state_dict.from_reference(weights)
 
 
 @pytest.fixture(scope="module")
@@ -247,12 +249,9 @@ def test_export_and_back(runs, tmp_path, kind, monkeypatch, capsys):
     note = "without goal head and inverse model, which the run does not have: the reference needs load_compat_mode=True and"
     assert (f"{note} load_head_to=0 to load it" in capsys.readouterr().out) == (kind == "finetune")
     config = load("finetune:tiny", env__game="Boxing", seed=5)
-    method = finetune.make_method(config, make_mesh(1), finetune.build_net(config))
-    frames = jax.ShapeDtypeStruct((1, 84, 84), np.uint8)
-    spec = finetune.replay.Transition(frames, *[jax.ShapeDtypeStruct((1,), np.float32)] * 4)
-    state = jax.jit(lambda: method.init(jnp.uint32(5), spec))()
+    state = jax.jit(finetune.make(config, make_mesh(1)).init)(jnp.uint32(5))
     for first_layers in ("goal", "reward"):
-        ours, theirs = (transfer(state, str(source), first_layers=first_layers) for source in (runs / kind, out))
+        ours, theirs = (transfer(state, str(source), game="Boxing", first_layers=first_layers) for source in (runs / kind, out))
         assert_equal(theirs, ours)
         assert not np.array_equal(theirs.params["encoder"]["conv_0"]["kernel"], state.params["encoder"]["conv_0"]["kernel"])
 
@@ -270,7 +269,7 @@ def test_export_of_a_step(runs):
         (load("finetune:bbf"), "encoder 'impala', head 'shared'; it cannot be exported"),
         (load("finetune:drq"), "'S-same', head 'shared', values instead of distributions"),
         (load("finetune:tiny", population=2), "population of 2 seeds"),
-        (configs.base("rlhf_jax.sft"), "a run of rlhf_jax.sft: only runs of sgi.pretrain and sgi.finetune"),
+        (configs.base("rlhf_jax.sft"), "is a run of rlhf_jax.sft, not of sgi.pretrain or sgi.finetune"),
         (load("pretrain:tiny"), "train there first"),
     ],
 )
@@ -284,8 +283,8 @@ def test_what_cannot_be_exported(tmp_path, config, message):
 @pytest.mark.parametrize("head", ["goal", "reward"])
 def test_redundant_names(head):
     net = NETS["S-bn"].clone(goal=head == "goal")
-    plain = convert.to_reference(net, *with_target(net, head))
-    whole = convert.with_redundant(plain)
+    plain = state_dict.to_reference(net, *with_target(net, head))
+    whole = state_dict.with_redundant(plain)
     name = {"goal": "goal", "reward": "rl"}[head]
     for i, stream in enumerate(("advantage", "value")):
         for part in ("weight_mu", "weight_sigma", "bias_mu", "bias_sigma"):
@@ -294,11 +293,11 @@ def test_redundant_names(head):
     assert whole["conv.conv.1.num_batches_tracked"].dtype == np.int64 and whole["conv.conv.1.num_batches_tracked"].shape == ()
     assert whole["target_projection.encoders.1.old_weight_epsilon"].shape == (6, 16 * 49)
     assert not any(v.any() for k, v in whole.items() if k.endswith("epsilon"))
-    assert_equal(convert.from_reference(whole)[1:], convert.from_reference(plain)[1:])
+    assert_equal(state_dict.from_reference(whole)[1:], state_dict.from_reference(plain)[1:])
 
 
 def test_wrapped_modules_and_golden_names(tmp_path):
-    plain = convert.to_reference(NETS["S"], *with_target(NETS["S"]))
+    plain = state_dict.to_reference(NETS["S"], *with_target(NETS["S"]))
     for i, prefix in enumerate(("", "module.", "_orig_mod.", "_orig_mod.module.", "weights/")):
         extra = {"in/goal": np.zeros(3)} if prefix == "weights/" else {}
         np.savez(tmp_path / f"{i}.npz", **{prefix + k: v for k, v in plain.items()}, **extra)
@@ -317,7 +316,7 @@ def test_wrapped_modules_and_golden_names(tmp_path):
 def test_without_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pt").touch()
-    np.savez(tmp_path / "a.npz", **convert.to_reference(NETS["S"], *with_target(NETS["S"])))
+    np.savez(tmp_path / "a.npz", **state_dict.to_reference(NETS["S"], *with_target(NETS["S"])))
     for argv in (["to-npz", "a.pt", "b.npz"], ["to-pt", "a.npz", "b.pt"]):
         with pytest.raises(UserError, match=r"pip install torch, or use \.npz files"):
             convert.main([argv[0], *(str(tmp_path / name) for name in argv[1:])])
@@ -345,7 +344,7 @@ def test_mistakes_on_the_command_line(tmp_path, monkeypatch, argv, message):
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(KeyError), weights.whole(tmp_path / "out.npz") as file:
+    with pytest.raises(KeyError), weights.atomic_file(tmp_path / "out.npz") as file:
         file.write(b"half")
         raise KeyError
     assert not list(tmp_path.iterdir())
@@ -364,13 +363,13 @@ def golden_file():
 
 
 def test_exports_have_the_names_and_shapes_of_the_authors_model():
-    """So that the reference's `load_state_dict` takes them as they are."""
+    """The reference's `load_state_dict` takes them as they are."""
     theirs = weights.read(golden_file())
-    net, variables, target = convert.from_reference(theirs)
-    ours = convert.with_redundant(convert.to_reference(net, variables, target))
+    net, variables, target = state_dict.from_reference(theirs)
+    ours = state_dict.with_redundant(state_dict.to_reference(net, variables, target))
     assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
-    drawn = ("epsilon", "num_batches_tracked")
-    assert all(np.array_equal(ours[k], v) for k, v in theirs.items() if not k.endswith(drawn))
+    noise = ("epsilon", "num_batches_tracked")
+    assert all(np.array_equal(ours[k], v) for k, v in theirs.items() if not k.endswith(noise))
 
 
 def test_golden():

@@ -9,37 +9,37 @@ import pytest
 
 from configs.sgi.curiosity import get_config
 from sgi import curiosity
-from sgi.agent.rollouts import Rollout, stacks
+from sgi.agent.rollouts import Rollout, observations
 from sgi.agent.transfer import load_pretrained
 from sgi.atari.emulator import AtariVec, num_actions
 from tests.sgi.variants import load
 from training import population
-from training.checkpoint import read_arrays, read_stream
 from training.errors import UserError
+from training.runs import Run
 from training.sharding import make_mesh
 from training.testing import train
 
 
-def played(lanes: int = 2, steps: int = 40):
+def play(lanes: int = 2, steps: int = 40):
     """Random steps with early game ends -> observations [N, T + 1, 84, 84, 4], frames and starts of one stretch."""
     env = AtariVec("pong", lanes, seed=3, max_steps=13, life_loss=False)
-    seen, start = [env.reset()[0]], [np.ones(lanes, bool)]
+    observed, start = [env.reset()[0]], [np.ones(lanes, bool)]
     rng = np.random.default_rng(0)
     for _ in range(steps):
         stack, _, over, cut, _ = env.step(rng.integers(6, size=lanes))
-        seen.append(stack)
+        observed.append(stack)
         start.append(over | cut)
-    seen = np.stack(seen, 1)
-    frames = np.concatenate([seen[:, 0], seen[:, 1:, -1]], 1)
-    return np.moveaxis(seen, 2, -1), frames, np.stack(start, 1)
+    observed = np.stack(observed, 1)
+    frames = np.concatenate([observed[:, 0], observed[:, 1:, -1]], 1)
+    return np.moveaxis(observed, 2, -1), frames, np.stack(start, 1)
 
 
 @pytest.mark.parametrize("first", [0, 5, 12, 14])
 def test_observations_are_those_of_the_emulator(first):
     """A stretch that begins anywhere, in mid-game or just after a start."""
-    seen, frames, start = played()
-    stretch = np.concatenate([np.moveaxis(seen[:, first], -1, 1), frames[:, 4 + first :]], 1)
-    np.testing.assert_array_equal(stacks(jnp.asarray(stretch), jnp.asarray(start[:, first:])), seen[:, first:])
+    observed, frames, start = play()
+    stretch = np.concatenate([np.moveaxis(observed[:, first], -1, 1), frames[:, 4 + first :]], 1)
+    np.testing.assert_array_equal(observations(jnp.asarray(stretch), jnp.asarray(start[:, first:])), observed[:, first:])
 
 
 def test_reward_moments_are_those_of_all_discounted_sums():
@@ -51,7 +51,7 @@ def test_reward_moments_are_those_of_all_discounted_sums():
         sums.append(total)
     discounted, moments = jnp.zeros(3), {"mean": jnp.float32(0), "var": jnp.float32(1), "count": jnp.float32(1e-4)}
     for part in (rewards[:, :20], rewards[:, 20:]):
-        discounted, moments = curiosity.running(part, discounted, moments, 0.9)
+        discounted, moments = curiosity.running_moments(part, discounted, moments, 0.9)
     np.testing.assert_allclose(discounted, total, rtol=1e-5)
     np.testing.assert_allclose(moments["mean"], np.mean(sums), rtol=1e-4)
     np.testing.assert_allclose(moments["var"], np.var(sums), rtol=1e-4)
@@ -90,7 +90,9 @@ def test_the_forward_model_teaches_no_features_and_policy_no_model():
     pixels = {"mean": jnp.zeros((84, 84, 4)), "std": jnp.float32(255)}
 
     def forward_only(params):
-        return curiosity.errors(net, params, curiosity.embed(net, params, curiosity.look(batch, pixels)), batch.action).mean()
+        return curiosity.forward_errors(
+            net, params, curiosity.embed(net, params, curiosity.normalised_observations(batch, pixels)), batch.action
+        ).mean()
 
     grads = jax.jit(jax.grad(forward_only))(params)
     assert not any(np.any(g) for g in jax.tree.leaves(grads["features"]))
@@ -114,7 +116,7 @@ def test_the_loss_by_hand():
     frames = rng.integers(0, 255, (n, 4 + T, 84, 84), np.uint8)
     start, action = np.zeros((n, T + 1), bool), rng.integers(4, size=(n, T))
     pixels = {"mean": jnp.zeros((84, 84, 4)), "std": jnp.float32(255)}
-    images = np.asarray(curiosity.normalise(stacks(jnp.asarray(frames), jnp.asarray(start)), pixels))
+    images = np.asarray(curiosity.normalise(observations(jnp.asarray(frames), jnp.asarray(start)), pixels))
     logits, value = net.apply({"params": params}, images[:, :-1].reshape(-1, 84, 84, 4), method="act")
     logits, value = np.asarray(logits, np.float64), np.asarray(value, np.float64)
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -127,7 +129,7 @@ def test_the_loss_by_hand():
         value=jnp.zeros((n, T + 1)), reward=jnp.zeros((n, T)),
     )  # fmt: skip
     data = {"rollout": batch, "advantage": jnp.asarray(advantage.reshape(n, T)), "returns": jnp.asarray(returns.reshape(n, T))}
-    _, found = curiosity.loss_fn(params, data, net=net, agent=get_config("tiny").agent, pixels=pixels)
+    _, metrics = curiosity.loss_fn(params, data, net=net, agent=get_config("tiny").agent, pixels=pixels)
     clipped = np.minimum(advantage * ratio, advantage * np.clip(ratio, 0.9, 1.1))
     y = np.asarray(net.apply({"params": params}, images.reshape(-1, 84, 84, 4), method="embed")).reshape(n, T + 1, -1)
     before, after = y[:, :-1].reshape(n * T, -1), y[:, 1:].reshape(n * T, -1)
@@ -140,18 +142,19 @@ def test_the_loss_by_hand():
         "clipped": 6 / 8,
     }
     for name, number in expected.items():
-        np.testing.assert_allclose(found[name], number, rtol=2e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(metrics[name], number, rtol=2e-4, atol=1e-5, err_msg=name)
 
 
 def test_rewards_are_the_errors_before_learning_in_the_order_of_the_games():
     config, mesh = load("curiosity:tiny", agent__minibatches=4), make_mesh(1)
-    method, stream = population.make(config, mesh)
-    state = jax.jit(lambda: method.init(jnp.uint32(0), stream.spec))()
+    method = population.make(config, mesh)
+    stream = method.stream(())
+    state = jax.jit(lambda: method.init(jnp.uint32(0)))()
     batch = stream.next(state)
     net = curiosity.Nets(num_actions("pong"), **config.net)
-    images = curiosity.look(batch, state.extra["pixels"])
-    reward = curiosity.errors(net, state.params, curiosity.embed(net, state.params, images), batch.action)
-    discounted, _ = curiosity.running(reward, jnp.zeros(8), state.extra["moments"], config.agent.discount)
+    images = curiosity.normalised_observations(batch, state.extra["pixels"])
+    reward = curiosity.forward_errors(net, state.params, curiosity.embed(net, state.params, images), batch.action)
+    discounted, _ = curiosity.running_moments(reward, jnp.zeros(8), state.extra["moments"], config.agent.discount)
     new, metrics = jax.jit(method.step)(state, batch, ())
     np.testing.assert_allclose(new.extra["discounted"], discounted, rtol=1e-4)
     np.testing.assert_allclose(metrics["curiosity"], reward.mean(), rtol=1e-4)
@@ -162,16 +165,16 @@ def test_actions_are_recorded_across_a_restart(tmp_path):
     train(config, tmp_path / "a", stop_after=4)
     train(config, tmp_path / "a")
     train(config, tmp_path / "b")
-    a, b = (read_stream(str(tmp_path / name))["played"] for name in "ab")
+    a, b = (Run(tmp_path / name).stream_state()["played"] for name in "ab")
     assert a.shape == (6 * config.agent.horizon, config.batch, 2)
     np.testing.assert_array_equal(a, b)
-    assert read_arrays(str(tmp_path / "a"))["extra"]["pixels"]["std"] > 1, "random play was looked at"
+    assert Run(tmp_path / "a").arrays()["extra"]["pixels"]["std"] > 1, "random play was looked at"
 
 
 def test_play_is_no_pretrained_encoder(tmp_path):
     train(load("curiosity:tiny"), tmp_path, stop_after=1)
-    with pytest.raises(UserError, match=r"is no run of sgi\.pretrain or sgi\.finetune"):
-        load_pretrained(str(tmp_path))
+    with pytest.raises(UserError, match=r"is a run of sgi\.curiosity, not of sgi\.pretrain or sgi\.finetune"):
+        load_pretrained(str(tmp_path), "Pong")
 
 
 def test_games_must_split_into_minibatches():

@@ -31,7 +31,7 @@ def write(root, data, *, run=1, chunk=1000, game="pong", step=3):
     return writer.files
 
 
-def published(folder, data, suffix):
+def write_published(folder, data, suffix):
     """Files as numpy and gzip write them, with no code of ours."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind, array in data.items():
@@ -40,7 +40,7 @@ def published(folder, data, suffix):
         (folder / suffix.format(kind)).write_bytes(gzip.compress(buffer.getvalue()))
 
 
-def unpacked(path):
+def unpack(path):
     return np.load(io.BytesIO(gzip.decompress(path.read_bytes())))
 
 
@@ -51,7 +51,7 @@ def test_writer_makes_gzipped_npy_files_of_chunk_rows(tmp_path):
     names = {f"$store$_{kind}_ckpt.{i}.gz" for kind in data for i in range(3)}
     assert {path.name for path in folder.iterdir()} == names == {path.name for path in files}  # no spool is left
     for kind, array in data.items():
-        parts = [unpacked(folder / f"$store$_{kind}_ckpt.{i}.gz") for i in range(3)]
+        parts = [unpack(folder / f"$store$_{kind}_ckpt.{i}.gz") for i in range(3)]
         assert [len(part) for part in parts] == [4, 4, 3]
         assert parts[0].dtype == KINDS.get(kind, np.uint8)
         np.testing.assert_array_equal(np.concatenate(parts), array)
@@ -74,9 +74,9 @@ def test_writer_is_deterministic_and_drops_a_broken_chunk(tmp_path):
 
 def test_store_gathers_across_files(tmp_path):
     data = [rows(7, 0), rows(5, 1), rows(6, 2)]
-    published(tmp_path / "Pong/1/replay_logs", data[0], "$store$_{}_ckpt.5.gz")
-    published(tmp_path / "Pong/2/replay_logs", data[1], "$store$_{}_ckpt.1.gz")
-    published(tmp_path / "Pong/1/replay_logs", data[2], "$store$_{}_ckpt.40.gz")
+    write_published(tmp_path / "Pong/1/replay_logs", data[0], "$store$_{}_ckpt.5.gz")
+    write_published(tmp_path / "Pong/2/replay_logs", data[1], "$store$_{}_ckpt.1.gz")
+    write_published(tmp_path / "Pong/1/replay_logs", data[2], "$store$_{}_ckpt.40.gz")
     store = open_store(tmp_path, "pong", [(2, 1), (1, 5), (1, 40)], cache=tmp_path / "cache")
     joined = {kind: np.concatenate([data[i][kind] for i in (1, 0, 2)]) for kind in KINDS}
     assert store.num_frames == 18
@@ -110,7 +110,7 @@ def test_flat_layout_of_the_sgi_script(tmp_path):
     """Run 1 has ids of one or two digits; the first checkpoint of run r has id r01."""
     parts = {number: rows(3, number) for number in (1, 25, 301)}
     for number, data in parts.items():
-        published(tmp_path / "Pong", data, "{}_" + f"{number}.gz")
+        write_published(tmp_path / "Pong", data, "{}_" + f"{number}.gz")
     store = open_store(tmp_path, "pong", [(3, 1), (1, 25), (1, 1)], cache=tmp_path / "cache")
     np.testing.assert_array_equal(store.frames(np.arange(9)), np.concatenate([parts[i]["observation"] for i in (301, 25, 1)]))
 
@@ -141,8 +141,8 @@ def test_two_processes_may_decode_at_once(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "cache")]
     root = Path(__file__).parents[2]
-    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    sums = [process.communicate(timeout=60)[0].strip() for process in both]
+    processes = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = [process.communicate(timeout=60)[0].strip() for process in processes]
     assert sums == [str(rows(400)["observation"][399].sum())] * 2
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -158,37 +158,37 @@ def test_urls(tmp_path, monkeypatch):
         open_store("gs://atari-replay-datasets/dqn", "pong", [(1, 1)])
 
 
-def damage(kind, how):
+def damage_file(kind, damage):
     def apply(folder):
         path = folder / f"$store$_{kind}_ckpt.0.gz"
         data = path.read_bytes()
-        if how == "cut":
+        if damage == "cut":
             path.write_bytes(data[: len(data) // 2])
-        elif how == "flipped":
+        elif damage == "flipped":
             path.write_bytes(data[:-6] + bytes([data[-6] ^ 1]) + data[-5:])  # in the checksum's reach
-        elif how == "no gzip":
+        elif damage == "no gzip":
             path.write_bytes(gzip.decompress(data))
-        elif how == "no npy":
+        elif damage == "no npy":
             path.write_bytes(gzip.compress(b"hello" * 100))
-        elif how == "pickle":
+        elif damage == "pickle":
             buffer = io.BytesIO()
             np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
             path.write_bytes(gzip.compress(buffer.getvalue()))
-        elif how == "short":
-            published(folder, {kind: unpacked(path)[:-1]}, "$store$_{}_ckpt.0.gz")
-        elif how == "missing":
+        elif damage == "short":
+            write_published(folder, {kind: unpack(path)[:-1]}, "$store$_{}_ckpt.0.gz")
+        elif damage == "missing":
             path.unlink()
 
     return apply
 
 
 @pytest.mark.parametrize(
-    ("kind", "how", "message"),
+    ("kind", "damage", "message"),
     [
         *[
-            (kind, how, f"{kind}_ckpt.0.gz is damaged")
+            (kind, damage, f"{kind}_ckpt.0.gz is damaged")
             for kind in ("observation", "action")
-            for how in ("cut", "no gzip", "no npy")
+            for damage in ("cut", "no gzip", "no npy")
         ],
         ("observation", "flipped", "observation_ckpt.0.gz is damaged"),
         ("terminal", "pickle", "terminal_ckpt.0.gz is damaged"),
@@ -198,9 +198,9 @@ def damage(kind, how):
         ("observation", "missing", "lacks observation"),
     ],
 )
-def test_damage_is_told_with_the_file(tmp_path, kind, how, message):
+def test_damage_is_told_with_the_file(tmp_path, kind, damage, message):
     write(tmp_path, rows(4))
-    damage(kind, how)(tmp_path / "Pong/1/replay_logs")
+    damage_file(kind, damage)(tmp_path / "Pong/1/replay_logs")
     with pytest.raises(UserError) as caught:
         open_store(tmp_path, "pong", cache=tmp_path / "cache").rewards  # noqa: B018
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -7,8 +7,8 @@ import pytest
 
 from sgi.atari.emulator import num_actions, record_ram, single_game
 from sgi.atari.explore import NOOPS, Archive, Place, _burst, cell_of
-from sgi.collect import collect
 from sgi.recordings.dqn_replay import open_store
+from sgi.recordings.record import Recording, record
 from training.errors import UserError
 
 
@@ -52,7 +52,7 @@ STEPS = 700
 @pytest.fixture(scope="module")
 def pacman(tmp_path_factory):
     root = tmp_path_factory.mktemp("explored")
-    summary = collect("ms_pacman", STEPS, root, policy="cells", seed=1, burst=100, ram=True, chunk=500)
+    summary = record(Recording("ms_pacman", STEPS, policy="cells", seed=1, burst=100, ram=True, chunk=500), root)
     return summary, open_store(root, "ms_pacman", cache=root / "cache")
 
 
@@ -88,7 +88,7 @@ def test_every_row_can_be_played_from_the_start(pacman):
 
 def test_game_over_ends_an_episode_and_scores_count_from_the_start(tmp_path):
     """Breakout, always from its start: so an episode that ends early is a whole game."""
-    done = collect("breakout", 900, tmp_path, policy="cells", max_cells=1, burst=800, ram=True)
+    done = record(Recording("breakout", 900, policy="cells", max_cells=1, burst=800, ram=True), tmp_path)
     store = open_store(tmp_path, "breakout", cache=tmp_path / "cache")
     ends = np.flatnonzero(store.terminals)
     over = np.diff(ends, prepend=-1) < 400
@@ -116,7 +116,7 @@ def test_the_score_goes_with_the_place():
 def test_deterministic_in_the_seed(pacman, tmp_path):
     _, store = pacman
     for seed in (1, 2):
-        collect("ms_pacman", 200, tmp_path, policy="cells", burst=100, seed=seed, run=seed)
+        record(Recording("ms_pacman", 200, policy="cells", burst=100, seed=seed, run=seed), tmp_path)
     one, two = (open_store(tmp_path, "ms_pacman", [(run, 0)], cache=tmp_path / "cache") for run in (1, 2))
     whole = np.arange(200)  # a shorter recording is the start of a longer one
     np.testing.assert_array_equal(one.frames(whole), store.frames(whole))
@@ -126,17 +126,17 @@ def test_deterministic_in_the_seed(pacman, tmp_path):
 
 
 def test_limits_and_settings(tmp_path, monkeypatch):
-    few = collect("ms_pacman", 200, tmp_path, policy="cells", burst=100, max_cells=1)
+    few = record(Recording("ms_pacman", 200, policy="cells", burst=100, max_cells=1), tmp_path)
     store = open_store(tmp_path, "ms_pacman", cache=tmp_path / "cache")
     starts = store.frames(np.flatnonzero(store.starts))
     assert few["cells"] > 1 and len(starts) > 1 and (starts == starts[0]).all()  # always back to the same place
-    monkeypatch.setitem(collect.__globals__["POLICIES"], "cells", None)  # found, not played again
-    assert collect("ms_pacman", 200, tmp_path, policy="cells", burst=100, max_cells=1) == few
+    monkeypatch.setitem(record.__globals__["POLICIES"], "cells", None)  # found, not played again
+    assert record(Recording("ms_pacman", 200, policy="cells", burst=100, max_cells=1), tmp_path) == few
     for change in ({"max_cells": 2}, {"burst": 99}, {"policy": "random", "envs": 1}):
         with pytest.raises(UserError, match="--overwrite"):
-            collect("ms_pacman", 200, tmp_path, **{"policy": "cells", "burst": 100, "max_cells": 1} | change)
+            record(Recording("ms_pacman", 200, **{"policy": "cells", "burst": 100, "max_cells": 1} | change), tmp_path)
     for wrong in ({"envs": 2}, {"max_cells": 0}, {"burst": 0}):
         with pytest.raises(UserError, match="max_cells"):
-            collect("ms_pacman", 200, tmp_path, policy="cells", **wrong)
+            record(Recording("ms_pacman", 200, policy="cells", **wrong), tmp_path)
     with pytest.raises(UserError, match="no policy 'best': random, cells"):
-        collect("ms_pacman", 200, tmp_path, policy="best")
+        record(Recording("ms_pacman", 200, policy="best"), tmp_path)

@@ -118,7 +118,7 @@ def test_windows_decode_only_the_groups_they_show(tmp_path, monkeypatch):
     write(path, rows(100), 100)
     shard, decoded = arrayrecord.ArrayRecordShard(1, 0, path), []
     monkeypatch.setattr(shard, "_bytes", lambda record, read=shard._bytes: decoded.append(record) or read(record))
-    frames = shard.lazy("observation")
+    frames = shard.view("observation")
     for _ in range(2):
         np.testing.assert_array_equal(frames[np.arange(38, 51)], rows(100)["observation"][38:51])
     assert decoded == [2 * 4, 2 * 5, 2 * 6]  # observation and ram take turns; a second look decodes nothing
@@ -129,7 +129,7 @@ def test_pretraining_reads_all_formats_alike(dqn, arrays, tmp_path):
     batches = []
     for root in (dqn[0], arrays):
         windows = Windows(open_data(ConfigDict(data | {"dir": str(root)})), jumps=2, goal_window=9)
-        batches.append(windows.batch(np.arange(len(windows)), np.full((len(windows), 1), 0.5)))
+        batches.append(windows.batch(np.arange(len(windows)), np.arange(len(windows), dtype=np.uint64)))
     assert len(batches[0]["frames"]) > 10
     for key, array in batches[0].items():
         np.testing.assert_array_equal(array, batches[1][key])
@@ -242,14 +242,14 @@ def test_wrong_contents_are_told_with_the_file(tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "empty", "text"])
-def test_damaged_files_are_told(tmp_path, how):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_damaged_files_are_told(tmp_path, damage):
     path = arrayrecord.file_of(tmp_path, "pong", 1, 0)
     write(path, rows(9), 9)
     data = path.read_bytes()
     middle = len(data) // 8  # among the frames
     changed = {"cut": data[: len(data) // 2], "empty": b"", "text": b"hello" * 99}
-    path.write_bytes(changed.get(how, data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]))
+    path.write_bytes(changed.get(damage, data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]))
     with pytest.raises(UserError, match=r"arrays_ckpt\.0\.array_record is damaged"):
         open_play(tmp_path, "pong").frames(np.arange(9))
 
@@ -261,7 +261,7 @@ def png(frame):
 
 
 class Maker(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes a small set under the name, version, configs and features of the real one; TensorFlow is not needed for it."""
+    """Write a small set under the name, version, configs and features of the real one; TensorFlow is not needed for it."""
 
     __module__ = "maker"  # tfds would look for the files of a package
     name = "rlu_atari_checkpoints"

@@ -8,8 +8,6 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from sgi import finetune
-from sgi.agent import rainbow
-from sgi.agent.actor import ActorStream
 from training import config as configs
 from training.sharding import make_mesh
 
@@ -39,15 +37,14 @@ class Columns:
         return stack
 
 
-def test_a_head_on_cached_features_learns_the_columns():
+def test_a_head_on_cached_features_learns_the_columns(monkeypatch):
     overrides = {"mesh.data": 1, "net.hidden": 32, "optim.lr": 2e-3, "batch": 32, "agent.n_step": 1, "agent.discount": 0.5}
     overrides |= {"agent.prefill": 300, "agent.epsilon_steps": 100, "agent.capacity": 1024, "steps": 400}
     config = configs.load(f"{CONFIG}:tiny_cached", {k: str(v) for k, v in overrides.items()})
-    mesh, net = make_mesh(1), finetune.build_net(config)
-    method = finetune.make_method(config, mesh, net)
-    policy = rainbow.behaviour(net, config.agent)
-    stream = ActorStream(Columns(), policy, prefill=300, seed=0, mesh=mesh, stored=finetune.stored(config, net))
-    state = jax.jit(lambda: method.init(jnp.uint32(0), stream.spec))()
+    monkeypatch.setattr(finetune, "open_game", lambda config: Columns())
+    method = finetune.make(config, make_mesh(1))
+    stream = method.stream(())
+    state = jax.jit(method.init)(jnp.uint32(0))
     step, rewards = jax.jit(method.step, donate_argnums=0), []
     for _ in range(config.steps):
         batch = stream.next(state)

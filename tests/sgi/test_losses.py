@@ -124,10 +124,10 @@ def test_goal_noise():
     """Min-max scaling keeps the correlation with the goal: (1-w) / sqrt((1-w)^2 + w^2), w ~ U(0, 0.5)."""
     goals = draw(10, 400, 1000) * 10
 
-    def perturbed(key, goals):
+    def perturb(key, goals):
         return [losses.perturb_goals(key, goals, permute_prob=0.0, quirks=quirks) for quirks in (False, True)]
 
-    noisy, quirk = run(perturbed, jax.random.key(0), goals)
+    noisy, quirk = run(perturb, jax.random.key(0), goals)
     assert not noisy.min(1).any() and (noisy.max(1) > 0.999).all()
     tangent = np.sqrt(1 / correlation(noisy, goals) ** 2 - 1)
     weight = tangent / (1 + tangent)
@@ -139,12 +139,12 @@ def test_goal_noise():
 def test_goal_permutation():
     goals = draw(11, 500, 32)
 
-    def mixed(key, goals):
+    def mix(key, goals):
         return losses.perturb_goals(key, goals, noise_max=0.0), losses.minmax(goals), losses.perturb_goals(key, 0 * goals)
 
-    found, plain, blank = run(mixed, jax.random.key(1), goals)
-    source = np.abs(found[:, None] - plain).max(-1).argmin(1)
-    np.testing.assert_allclose(found, plain[source], atol=1e-4)
+    mixed, plain, blank = run(mix, jax.random.key(1), goals)
+    source = np.abs(mixed[:, None] - plain).max(-1).argmin(1)
+    np.testing.assert_allclose(mixed, plain[source], atol=1e-4)
     moved = source != np.arange(500)
     np.testing.assert_allclose(moved.mean(), 0.2, atol=0.05)
     assert len(set(source[moved])) > 0.8 * moved.sum()  # from all over the batch
@@ -186,14 +186,14 @@ def test_double_dqn_target():
     target[0, 1], target[1, 2] = np.eye(51)[30], np.eye(51)[20]  # values 2 and -2 there, -10 elsewhere
     reward, discount = np.array([1.0, 1.0]), np.array([0.5, 0.0])
 
-    def both(online, target):
+    def loss_and_gradients(online, target):
         def bootstrap(online, target):
             return losses.double_dqn_target(online, target, reward, discount, SUPPORT)
 
         gradients = jax.grad(lambda *x: bootstrap(*x)[:, 30].sum(), (0, 1))
         return bootstrap(online, target), gradients(online, target)
 
-    out, gradients = run(both, np.log(online), np.log(target + 1e-12))
+    out, gradients = run(loss_and_gradients, np.log(online), np.log(target + 1e-12))
     np.testing.assert_allclose(out @ SUPPORT, [1 + 0.5 * 2, 1], atol=1e-4)
     assert not gradients[0].any() and not gradients[1].any()
 

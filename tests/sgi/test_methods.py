@@ -21,10 +21,9 @@ def pretrained(tmp_path_factory):
 
 
 def fresh(config):
-    """The state before the first step."""
-    mesh = make_mesh(1)
-    method, stream = population.make(config, mesh)
-    return jax.jit(lambda: method.init(jnp.uint32(config.seed), stream.spec))(), method, stream
+    """The state before the first step, and its method."""
+    method = population.make(config, make_mesh(1))
+    return jax.jit(method.init)(jnp.uint32(config.seed)), method
 
 
 def same(a, b):
@@ -55,10 +54,8 @@ def test_later_targets_follow_with_a_delay_of_one(tmp_path):
 
 
 def test_learning_rates_of_the_groups():
-    config = load("finetune:sgi", agent__capacity=128, net__encoder="S")
-    state = jax.eval_shape(
-        lambda: finetune.make_method(config, make_mesh(1), finetune.build_net(config)).init(jnp.uint32(0), SPEC)
-    )
+    config = load("finetune:sgi", net__encoder="S")
+    state = jax.eval_shape(finetune.make(config, make_mesh(1)).init, jnp.uint32(0))
     params = jax.tree.map(lambda s: jnp.zeros(s.shape), state.params)
     tx = optim.build(**config.optim)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
@@ -74,14 +71,11 @@ def test_learning_rates_of_the_groups():
         assert abs(rates[name] / rate - 1) < 1e-3, (name, rates[name])
 
 
-SPEC = finetune.replay.Transition(jax.ShapeDtypeStruct((1, 84, 84), jnp.uint8), *[jax.ShapeDtypeStruct((1,), jnp.float32)] * 4)
-
-
 def test_transfer(pretrained):
     before, workdir = pretrained
     config = load("finetune:tiny", seed=7)
     state = fresh(config)[0]
-    moved = transfer(state, str(workdir), first_layers="goal")
+    moved = transfer(state, str(workdir), game="Pong", first_layers="goal")
     for name in ("encoder", "dynamics", "predictor"):
         assert same(moved.params[name], before.params[name]), name
     head, goal, start = moved.params["reward_head"], before.params["goal_head"], state.params["reward_head"]
@@ -95,23 +89,39 @@ def test_transfer(pretrained):
         assert all(same(target[k], saved[k]) for k in means)
     assert same(head["advantage_2"], start["advantage_2"]) and same(moved.opt_state, state.opt_state)
     assert same(moved.extra["stats"], {k: before.extra["stats"][k] for k in moved.extra["stats"]})
-    kept = transfer(state, str(workdir), first_layers="reward").params["reward_head"]  # behaviour cloning trained all of it
+    # Behaviour cloning trained all of the reward head.
+    cloned = transfer(state, str(workdir), game="Pong", first_layers="reward").params["reward_head"]
     for name in ("advantage_1", "value_1", "advantage_2", "value_2"):
-        means = [k for k in kept[name] if "sigma" not in k]
-        assert all(same(kept[name][k], before.params["reward_head"][name][k]) for k in means)
-    none = transfer(state, str(workdir), first_layers="none").params["reward_head"]
+        means = [k for k in cloned[name] if "sigma" not in k]
+        assert all(same(cloned[name][k], before.params["reward_head"][name][k]) for k in means)
+    none = transfer(state, str(workdir), game="Pong", first_layers="none").params["reward_head"]
     assert same(none, start)
+
+
+def test_weights_of_another_game_are_taken_with_a_warning(pretrained, caplog):
+    state = fresh(load("finetune:tiny", env__game="Pong"))[0]
+    with caplog.at_level("INFO"):
+        transfer(state, str(pretrained[1]), game="Qbert", first_layers="goal")
+    lines = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "training.runs"]
+    assert lines == [
+        ("INFO", f"weights of step 1 of 6 (stopped), Pong, from {pretrained[1]}"),
+        ("WARNING", f"{pretrained[1]} is unfinished: step 1 of 6"),
+        ("WARNING", f"{pretrained[1]} was trained on Pong, this run is on Qbert"),
+    ]
 
 
 def test_transfer_of_another_network_is_refused(pretrained):
     state = fresh(load("finetune:tiny", net__hidden=8))[0]
     with pytest.raises(UserError, match=r"shape .* there and .* here; config\.net and the game must be those of pretraining"):
-        transfer(state, str(pretrained[1]), first_layers="goal")
+        transfer(state, str(pretrained[1]), game="Pong", first_layers="goal")
     with pytest.raises(UserError, match="train there first"):
-        transfer(state, "/nonexistent", first_layers="goal")
+        transfer(state, "/nonexistent", game="Pong", first_layers="goal")
 
 
-@pytest.mark.parametrize("spec", ["pretrain:tiny", "finetune:tiny", "finetune:tiny_bbf", "curiosity:tiny"])
+LONG = [pytest.param(spec, marks=pytest.mark.long) for spec in ("finetune:tiny_bbf", "curiosity:tiny")]
+
+
+@pytest.mark.parametrize("spec", ["pretrain:tiny", "finetune:tiny", *LONG])
 def test_population_equals_single_runs(tmp_path, spec):
     many = train(load(spec, population=2, mesh__data=2), tmp_path / "many", stop_after=3)
     single = train(load(spec, seed=1), tmp_path / "single", stop_after=3)
@@ -150,7 +160,7 @@ def test_unknown_method_is_a_users_mistake():
 
 def test_warm_start_is_taken_once(pretrained, tmp_path):
     """A run that starts from another and is resumed equals a straight one: the weights are not loaded again."""
-    config = load("finetune:tiny", init_from=pretrained[1])
+    config = load("finetune:tiny", sources__init=pretrained[1])
     whole = train(config, tmp_path / "whole")
     train(config, tmp_path / "parts", stop_after=3)
     assert same(whole, train(config, tmp_path / "parts"))
@@ -175,13 +185,22 @@ VARIATIONS = {
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_every_loss_can_stand_alone(name):
     config = load("pretrain:tiny", **VARIATIONS[name])
-    state, method, stream = fresh(config)
+    state, method = fresh(config)
     net = pretrain.build_net(config)
     assert (net.goal, net.inverse, net.bc) == tuple(bool(config.loss[k]) for k in ("goal", "inverse", "bc"))
-    new, metrics = jax.jit(method.step)(state, stream.next(), ())
+    new, metrics = jax.jit(method.step)(state, method.stream(()).next(), ())
     assert all(np.isfinite(v) for v in metrics.values())
     terms = {"spr": "S", "goal": "G", "inverse": "I", "bc": "cloning"}
     assert {k for k in terms if k in metrics} >= {k for k in terms if config.loss[k]}
     expected = sum(config.loss[k] * float(metrics[k]) for k in terms if config.loss[k])
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     assert not same(new.params["encoder"], state.params["encoder"])
+
+
+@pytest.mark.parametrize("variant", ["finetune:tiny", "curiosity:tiny"])
+def test_streams_close_their_games(variant):
+    stream = fresh(load(variant))[1].stream(())
+    assert stream.report() == {}
+    for _ in range(2):
+        stream.close()
+    assert stream._env.closed

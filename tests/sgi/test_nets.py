@@ -65,8 +65,8 @@ def test_feature_maps():
         return net.init_with_output(jax.random.key(0), x, False, capture_intermediates=True)[1]["intermediates"]
 
     maps = jax.eval_shape(features, jnp.zeros((2, 84, 84, 4)))
-    found = [maps[f"group{g}_block{b}"]["__call__"][0].shape for g in range(3) for b in (0, 2)]
-    assert found == [(2, 28, 28, 16)] * 2 + [(2, 14, 14, 32)] * 2 + [(2, 7, 7, 32)] * 2
+    shapes = [maps[f"group{g}_block{b}"]["__call__"][0].shape for g in range(3) for b in (0, 2)]
+    assert shapes == [(2, 28, 28, 16)] * 2 + [(2, 14, 14, 32)] * 2 + [(2, 7, 7, 32)] * 2
     half = variable_shapes(SGINet(6, "S", width=0.5))["params"]["encoder"]
     assert [half[f"conv_{i}"]["bias"].size for i in range(3)] == [16, 32, 32]
 
@@ -296,13 +296,13 @@ def test_noise_is_another_in_every_layer(small):
             keys.append(jax.random.key_data(args[1]))
         return function(*args, **kwargs)
 
-    def seen(variables, z):
+    def outputs(variables, z):
         with nn.intercept_methods(spy):
             net.apply(variables, z, jax.random.key(0), method="q_log_probs")
             net.apply(variables, z, sgi_net.flatten(z), jax.random.key(0), method="goal_q_log_probs")
         return jnp.stack(keys)
 
-    assert len(np.unique(run(seen, variables, z), axis=0)) == 8
+    assert len(np.unique(run(outputs, variables, z), axis=0)) == 8
 
 
 def test_goal_head_value_stream(small):

@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 from sgi import finetune, play
+from sgi.agent import rainbow
+from sgi.atari import evaluation
 from sgi.atari.emulator import AtariVec, num_actions, record_ram, single_game
 from sgi.atari.evaluation import Game, random_play, random_policy
 from training import config as configs
-from training.checkpoint import read_arrays
 from training.errors import UserError
 from training.method import TrainState
+from training.runs import Run
 from training.sharding import make_mesh
 from training.testing import train
 
@@ -42,13 +44,13 @@ def run(tmp_path_factory):
     return folder
 
 
-def printed(capsys):
+def read_output(capsys):
     """The scores that play printed."""
     return [float(score) for score in re.findall(r"game \d+: score (\S+), ", capsys.readouterr().out)]
 
 
-def shown(path):
-    """What a viewer shows, every 50 ms: uint8 [T, 210, 160, 3]."""
+def read_frames(path):
+    """The pictures of a video, every 50 ms: uint8 [T, 210, 160, 3]."""
     with Image.open(path) as file:
         frames = []
         for i in range(file.n_frames):
@@ -77,47 +79,49 @@ def played(monkeypatch):
     """The games that play plays, as it plays them."""
     games = []
 
-    def watched(env, act):
+    def watch(env, act):
         for game in real(env, act):
             games.append(game)
             yield game
 
     real = play.play
-    monkeypatch.setattr(play, "play", watched)
+    monkeypatch.setattr(play, "play", watch)
     return games
 
 
 def test_the_games_are_those_of_the_evaluation(run, tmp_path, capsys, played):
-    config = configs.load_saved(run)
-    arrays = read_arrays(str(run))
+    config = Run(run).config
+    arrays = Run(run).arrays()
     state = TrainState(arrays["step"], np.uint32(config.seed), arrays["params"], None, {"stats": arrays["extra"]["stats"]})
     with jax.set_mesh(make_mesh(1)):
-        result = finetune.evaluator(config, finetune.build_net(config))(state, 2)
+        result = finetune.evaluator(config, rainbow.build_net(config))(state, (), 2)
     assert result["episodes"] == 2 and result["gameplay"].frames.shape == (15, 168, 168)  # 1 s
     play.main([str(run), "--episodes", "2", "--out", str(tmp_path / "a.gif")])
-    scores = printed(capsys)
+    scores = read_output(capsys)
     assert [game.score for game in played] == scores
     assert (min(scores), max(scores)) == (result["score_min"], result["score_max"]) and any(scores)
     assert [len(game.actions) for game in played] == [STEPS] * 2
-    frames = shown(tmp_path / "a.gif")
+    frames = read_frames(tmp_path / "a.gif")
     raw = np.concatenate([colours(game, sticky=0.25) for game in played])
     np.testing.assert_array_equal(frames, raw[::3])
     assert frames.shape == (-(-2 * (1 + 4 * STEPS) // 3), 210, 160, 3)
-    _, seen = record_ram("boxing", played[0].noops, played[0].actions, sticky=0.25, seed=played[0].seed)
-    np.testing.assert_array_equal(result["gameplay"].frames[:, ::2, ::2], seen[:15])  # the evaluation's film of its first game
+    _, replayed = record_ram("boxing", played[0].noops, played[0].actions, sticky=0.25, seed=played[0].seed)
+    np.testing.assert_array_equal(
+        result["gameplay"].frames[:, ::2, ::2], replayed[:15]
+    )  # the evaluation's film of its first game
 
 
 @pytest.mark.parametrize(("game", "full"), [("breakout", False), ("assault", True)])
 def test_games_with_sticky_actions_are_replayed_exactly(game, full):
     """Games one after another in two lanes, as the agent saw them: so each has its own no-ops and emulator seed."""
     env = AtariVec(game, 2, seed=3, sticky=0.25, max_steps=200, full_action_space=full)
-    seen, begin = [], [0, 0]
+    screens, begin = [], [0, 0]
     random = random_policy(env, 0)
-    for played in itertools.islice(play.play(env, lambda stack, t: seen.append(stack[:, -1]) or random(stack, t)), 4):
+    for played in itertools.islice(play.play(env, lambda stack, t: screens.append(stack[:, -1]) or random(stack, t)), 4):
         options = {"full_action_space": full, "sticky": 0.25, "seed": played.seed}
         _, frames = record_ram(game, played.noops, played.actions, **options)
-        begin[played.lane], first = len(seen), begin[played.lane]
-        np.testing.assert_array_equal(frames, np.stack(seen[first:])[:, played.lane])
+        begin[played.lane], first = len(screens), begin[played.lane]
+        np.testing.assert_array_equal(frames, np.stack(screens[first:])[:, played.lane])
         assert sum(1 for _ in play.raw_frames(env, played)) == 1 + 4 * len(played.actions)  # and the score is the same
     assert min(begin) > 200
 
@@ -132,17 +136,17 @@ def test_seed_and_epsilon_matter(run, tmp_path, played):
 
 def test_step_and_member_choose_the_weights(run, tmp_path, monkeypatch, capsys):
     states = []
-    monkeypatch.setattr(play, "policy", lambda act: lambda state, stack, t: states.append(state) or np.zeros(1, int))
+    monkeypatch.setattr(evaluation, "policy", lambda act: lambda state, stack, t: states.append(state) or np.zeros(1, int))
     for options in (["--step", "1"], []):
         play.main([str(run), *options, "--out", str(tmp_path / "a.gif")])
     one, two = states[0], states[STEPS]
-    saved = read_arrays(str(run), 1)["params"]["predictor"]["kernel"]
+    saved = Run(run).arrays(1)["params"]["predictor"]["kernel"]
     assert np.array_equal(one.params["predictor"]["kernel"], saved) and not np.array_equal(
         two.params["predictor"]["kernel"], saved
     )
     assert (one.step, two.step) == (1, 2)
     arrays = {"params": {"w": np.arange(2)}, "step": np.array([5, 5]), "extra": {}}
-    monkeypatch.setattr(play, "read_arrays", lambda workdir, step, only: arrays)
+    monkeypatch.setattr(Run, "arrays", lambda run, step, only: arrays)
     (tmp_path / "config.json").write_text(load(population=2, seed=7).to_json_best_effort())
     play.main([str(tmp_path), "--member", "1"])
     assert states[-1].params["w"] == 1 and states[-1].seed == 8 and states[-1].step == 5
@@ -159,7 +163,7 @@ def test_pictures_are_exact(tmp_path, suffix):
     play.write_video(tmp_path / f"a{suffix}", play.raw_frames(env, game))
     expected = colours(game)
     assert len(np.unique(expected[-1].reshape(-1, 3), axis=0)) > 4
-    np.testing.assert_array_equal(shown(tmp_path / f"a{suffix}"), expected[::3])
+    np.testing.assert_array_equal(read_frames(tmp_path / f"a{suffix}"), expected[::3])
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
@@ -171,19 +175,19 @@ def test_a_replay_that_is_another_game_is_noticed(tmp_path):
 
 
 def test_random_play_needs_no_run(tmp_path, monkeypatch, capsys):
-    """A whole game of it, which is the one that `random_play` scores."""
+    """Random play without a run is a whole game, the one that `random_play` scores."""
     monkeypatch.chdir(tmp_path)
     frames = []
     monkeypatch.setattr(play, "write_video", lambda path, raw: frames.append(sum(1 for _ in raw)) or path.touch())
     play.main(["--policy", "random", "--game", "MsPacman", "--seed", "3"])
     expected = random_play("ms_pacman", 1, 3)
-    assert printed(capsys) == [expected["score"]]
+    assert read_output(capsys) == [expected["score"]]
     assert frames == [1 + 4 * expected["episode_length"]]
     assert (tmp_path / "play.gif").exists()
 
 
 def test_random_play_under_the_settings_of_a_run(tmp_path, played):
-    """Its checkpoint is not needed."""
+    """Random play takes the settings of a run, whose checkpoint is not needed."""
     (tmp_path / "config.json").write_text(load(eval__max_steps=5).to_json_best_effort())
     play.main([str(tmp_path), "--policy", "random"])
     expected = np.random.default_rng(0).integers(num_actions("boxing"), size=5)
@@ -229,29 +233,29 @@ def test_ffmpeg_fails(tmp_path, monkeypatch):
 
 
 def stub_pygame(monkeypatch, quit_after):
-    """As much of pygame as a window needs; the user closes it after some frames."""
-    seen, ticks = [], []
-    window = types.SimpleNamespace(get_size=lambda: (480, 630), blit=lambda picture, at: seen.append(picture))
+    """A stub of pygame with the parts that a window needs; the user closes it after some frames."""
+    pictures, ticks = [], []
+    window = types.SimpleNamespace(get_size=lambda: (480, 630), blit=lambda picture, at: pictures.append(picture))
     pygame = types.ModuleType("pygame")
     pygame.error, pygame.QUIT, pygame.init, pygame.quit = RuntimeError, 1, lambda: None, lambda: None
     pygame.display = types.SimpleNamespace(set_mode=lambda size: window, flip=lambda: None)
     closed = types.SimpleNamespace(type=1)
-    pygame.event = types.SimpleNamespace(get=lambda: [closed] if len(seen) == quit_after else [])
+    pygame.event = types.SimpleNamespace(get=lambda: [closed] if len(pictures) == quit_after else [])
     pygame.surfarray = types.SimpleNamespace(make_surface=lambda pixels: pixels)
     pygame.transform = types.SimpleNamespace(scale=lambda picture, size: picture)
     pygame.time = types.SimpleNamespace(Clock=lambda: types.SimpleNamespace(tick=ticks.append))
     monkeypatch.setitem(sys.modules, "pygame", pygame)
-    return pygame, seen, ticks
+    return pygame, pictures, ticks
 
 
 @pytest.mark.parametrize("quit_after", [None, 10])
 def test_watch(run, tmp_path, monkeypatch, played, quit_after):
-    _, seen, ticks = stub_pygame(monkeypatch, quit_after)
+    _, pictures, ticks = stub_pygame(monkeypatch, quit_after)
     play.main([str(run), "--watch", "--out", str(tmp_path / "a.gif")])
     expected = colours(played[0], sticky=0.25)[:quit_after]
-    np.testing.assert_array_equal(np.stack(seen).swapaxes(1, 2), expected)  # pygame is column first
+    np.testing.assert_array_equal(np.stack(pictures).swapaxes(1, 2), expected)  # pygame is column first
     assert ticks == [60] * len(expected)
-    assert len(shown(tmp_path / "a.gif")) == 81  # all of the game
+    assert len(read_frames(tmp_path / "a.gif")) == 81  # all of the game
 
 
 def test_no_window(monkeypatch):
@@ -281,7 +285,7 @@ def test_no_window(monkeypatch):
         ("run --member 1", "has the members 0..0"),
         ("run --step 7", "no checkpoint of step 7"),
         ("nothing", "no run in nothing"),
-        ("pretrained", "a run of sgi.pretrain: only a run of sgi.finetune"),
+        ("pretrained", "is a run of sgi.pretrain, not of sgi.finetune"),
         ("empty", "train there first"),
     ],
 )

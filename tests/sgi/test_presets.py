@@ -26,7 +26,7 @@ def init(net):
 
 
 def shapes(variant):
-    net = finetune.build_net(load(variant))
+    net = rainbow.build_net(load(variant))
     return net, jax.eval_shape(lambda: init(net))
 
 
@@ -44,10 +44,10 @@ def test_networks_have_the_published_sizes(variant, channels, hidden):
 
 
 def test_dopamines_agents_start_as_there():
-    """No scaling of latents; DER's noise is .1/sqrt(inputs), for weights and biases."""
+    """DER and DrQ(eps) do not scale latents; DER's noise is .1/sqrt(inputs), for weights and biases."""
     highest, params = {}, {}
     for variant in ("der", "drq", "sr_spr"):
-        net = finetune.build_net(load(variant, net__width=0.125, net__hidden=8))
+        net = rainbow.build_net(load(variant, net__width=0.125, net__hidden=8))
         params[variant] = init(net)
         x = jax.random.uniform(jax.random.key(1), (4, 84, 84, 4))
         highest[variant] = net.apply({"params": params[variant]}, x, False, method="encode").max((1, 2, 3))
@@ -66,9 +66,9 @@ def test_one_atom_is_a_value_and_huber_its_loss():
     q = np.asarray(rainbow.values(net.apply({"params": params}, z, method="q_log_probs")))
     assert q.shape == (4, 3) and np.ptp(q) > 0
     action, returns, discount = jnp.array([0, 1, 2, 0]), jnp.array([0.1, 5.0, -4.0, 0.0]), jnp.array([0.9, 0.0, 0.5, 0.9])
-    loss, taken, priority = rainbow.td(net, params, params, z, z, z, action, returns, discount, {})
+    loss, q_taken, priority = rainbow.td(net, params, params, z, z, z, action, returns, discount, {})
     error = q[np.arange(4), action] - (returns + discount * q.max(1))
-    np.testing.assert_allclose(taken, q[np.arange(4), action], rtol=1e-6)
+    np.testing.assert_allclose(q_taken, q[np.arange(4), action], rtol=1e-6)
     np.testing.assert_allclose(loss, np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(priority, np.abs(error), rtol=1e-5)
 
@@ -76,10 +76,10 @@ def test_one_atom_is_a_value_and_huber_its_loss():
 def test_horizon_and_discount_are_annealed():
     """BBF: 10 to 3 steps and .97 to .997, exponentially over 10,000 updates; then they stay."""
     agent = load("bbf").agent
-    found = [rainbow.annealed(agent, {"since_reset": jnp.int32(n)}) for n in (0, 5000, 10_000, 15_000)]
-    assert [int(n) for n, _ in found] == [10, round(30**0.5), 3, 3]
-    np.testing.assert_allclose([g for _, g in found], [0.97, 1 - (0.03 * 0.003) ** 0.5, 0.997, 0.997], rtol=1e-6)
-    assert rainbow.annealed(load("spr").agent, {}) == (10, 0.99)
+    returns = [rainbow.annealed_return(agent, {"since_reset": jnp.int32(n)}) for n in (0, 5000, 10_000, 15_000)]
+    assert [int(n) for n, _ in returns] == [10, round(30**0.5), 3, 3]
+    np.testing.assert_allclose([g for _, g in returns], [0.97, 1 - (0.03 * 0.003) ** 0.5, 0.997, 0.997], rtol=1e-6)
+    assert rainbow.annealed_return(load("spr").agent, {}) == (10, 0.99)
 
 
 def test_a_shorter_horizon_of_the_same_program():
@@ -101,24 +101,24 @@ SMALL = {"net__width": 0.125, "net__hidden": 16, "batch": 8, "agent__prefill": 4
 @cache
 def four_updates(variant):
     """The config of a small form of a preset, and its states after the prefill and after each of four updates of one a step."""
-    own = {
+    options = {
         "spr": {"agent__jumps": 2},
         "der": {"agent__target_every": 3},
         "drq": {},
         "sr_spr": {"agent__jumps": 2, "agent__resets__every": 43, "agent__resets__until": 86},
     }
-    config, rng = load(variant, **SMALL, agent__updates=1, **own[variant]), np.random.default_rng(0)
+    config, rng = load(variant, **SMALL, agent__updates=1, **options[variant]), np.random.default_rng(0)
 
-    def played(steps):
+    def play_steps(steps):
         return replay.Transition(
             rng.integers(0, 256, (steps, 84, 84), dtype=np.uint8), rng.integers(0, 3, steps).astype(np.int32),
             rng.integers(-1, 2, steps).astype(np.float32), rng.random(steps) < 0.1, np.zeros(steps, bool),
         )  # fmt: skip
 
-    method = finetune.make_method(config, make_mesh(1), finetune.build_net(config))
-    step, states = jax.jit(method.step), [jax.jit(method.init)(jnp.uint32(0), played(1))]
+    method = finetune.make(config, make_mesh(1))
+    step, states = jax.jit(method.step), [jax.jit(method.init)(jnp.uint32(0))]
     for steps in (40, 1, 1, 1, 1):
-        state, metrics = step(states[-1], played(steps), ())
+        state, metrics = step(states[-1], play_steps(steps), ())
         states.append(state)
         assert all(np.isfinite(x) for x in metrics.values())
     return config, states[1:]
@@ -142,13 +142,13 @@ def test_what_a_preset_learns(variant):
 def test_targets_that_copy_the_weights():
     """SPR: no Q target, and a self-prediction target of the weights before the update. DrQ(eps): no target at all."""
     _, states = four_updates("spr")
-    found, expected = kernels(states[2].extra["spr_target"]["params"]["encoder"]), kernels(states[1].params["encoder"])
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    actual, expected = kernels(states[2].extra["spr_target"]["params"]["encoder"]), kernels(states[1].params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
     assert all("q_target" not in four_updates(variant)[1][0].extra for variant in ("spr", "drq"))
 
 
 def test_a_target_that_is_copied_now_and_then():
-    """DER, here every third update."""
+    """The Q target of DER, here copied at every third update."""
     _, states = four_updates("der")
     for state, source in zip(states, [states[0]] * 3 + [states[3]] * 2, strict=True):
         jax.tree.map(np.testing.assert_array_equal, state.extra["q_target"], source.params)
@@ -170,7 +170,7 @@ def test_a_reset_in_a_run():
 def test_who_acts_in_training_is_evaluated(variant):
     """The Q target with `target_acts` (SR-SPR, BBF), else the network that learns; the other one is of no use here."""
     config = load(variant)
-    net = finetune.build_net(config)
+    net = rainbow.build_net(config)
     good = init(net)
     useless = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), good)
     params, target = (useless, good) if config.agent.target_acts else (good, useless)
@@ -179,7 +179,7 @@ def test_who_acts_in_training_is_evaluated(variant):
     z = rainbow.encode_acting(net, {"params": good}, stack)
     best = rainbow.values(net.apply({"params": good}, z, method="q_log_probs")).argmax(-1)
     assert (best != 0).any()  # what NaN would choose
-    chosen = finetune.evaluated(net, config.agent, 0.0)(state, stack, jax.random.key(2))
+    chosen = rainbow.evaluation_policy(net, config.agent, 0.0)(state, stack, jax.random.key(2))
     np.testing.assert_array_equal(chosen, best)
     greedy = config.agent.copy_and_resolve_references()
     with greedy.unlocked():
@@ -194,50 +194,43 @@ def test_when_resets_are_due():
 
 def test_a_reset_shrinks_the_encoder_and_renews_the_rest():
     config = load("tiny_bbf")
-    net, mesh = finetune.build_net(config), make_mesh(1)
-    method = finetune.make_method(config, mesh, net)
-    spec = replay.Transition(
-        *(
-            jax.ShapeDtypeStruct((1, *s), d)
-            for s, d in zip(((84, 84), (), (), (), ()), (np.uint8, np.int32, np.float32, bool, bool), strict=True)
-        )
-    )
-    old = jax.jit(lambda: method.init(jnp.uint32(0), spec))()
+    method = finetune.make(config, make_mesh(1))
+    old = jax.jit(method.init)(jnp.uint32(0))
     old = old.replace(opt_state=jax.tree.map(lambda x: x + 1, old.opt_state), extra={**old.extra, "since_reset": jnp.int32(7)})
     doubled = jax.tree.map(lambda x: 2 * x + 1, old.extra["q_target"])  # another network than the one that learns
     old = old.replace(extra={**old.extra, "q_target": doubled})
-    drawn = []
+    keys = []
 
     def threes(key):
-        drawn.append(jax.random.key_data(key).tolist())
+        keys.append(jax.random.key_data(key).tolist())
         return jax.tree.map(lambda x: jnp.full_like(x, 3.0), old.params)
 
     tx = finetune.optim.build(**config.optim)
-    new = resets.renewed(old, config.agent.resets, threes, tx)
+    new = resets.reset_weights(old, config.agent.resets, threes, tx)
     for path, x in jax.tree_util.tree_leaves_with_path(new.params):
         before = old.params
         for key in path:
             before = before[key.key]
-        kept = path[0].key in resets.KEPT
-        np.testing.assert_allclose(x, 0.5 * before + 1.5 if kept else np.full_like(x, 3.0), rtol=1e-6)
+        survives = path[0].key in resets.KEPT
+        np.testing.assert_allclose(x, 0.5 * before + 1.5 if survives else np.full_like(x, 3.0), rtol=1e-6)
     for path, x in jax.tree_util.tree_leaves_with_path(new.opt_state):
         assert (np.asarray(x) == (1 if "kept/" in path_name(path) else 0)).all(), path_name(path)
     assert int(new.extra["since_reset"]) == 0
     for name, before in old.extra["q_target"].items():
         for x, y in zip(jax.tree.leaves(new.extra["q_target"][name]), jax.tree.leaves(before), strict=True):
             np.testing.assert_allclose(x, 0.5 * y + 1.5 if name in resets.KEPT else np.full_like(x, 3.0), rtol=1e-6)
-    assert len(drawn) == 2 and drawn[0] != drawn[1], "random weights of its own"
+    assert len(keys) == 2 and keys[0] != keys[1], "random weights of its own"
     jax.tree.map(np.testing.assert_array_equal, new.extra["spr_target"]["params"]["encoder"], new.extra["q_target"]["encoder"])
 
 
 def test_mistakes_have_one_line():
     for variant, overrides, says in (
         ("spr", {"agent__target_acts": True}, "needs a target of its own"),
-        ("bbf", {"init_from": "somewhere"}, "net.head 'shared' has no pretrained form"),
+        ("bbf", {"sources__init": "somewhere"}, "net.head 'shared' has no pretrained form"),
         ("bbf", {"net__head": "triple"}, "head is 'triple'"),
         ("none", {"agent__resets__every": 5000}, "needs an optimiser group 'kept'"),
     ):
         with pytest.raises(UserError, match=says):
             config = load(variant, **overrides)
             finetune.check(config, make_mesh(1))
-            jax.eval_shape(lambda config=config: init(finetune.build_net(config)))
+            jax.eval_shape(lambda config=config: init(rainbow.build_net(config)))

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import trim_mean
 
 from sgi.atari.emulator import ATARI_100K, display_name
-from sgi.atari.scores import SCORES, beside, human_normalised, iqm
+from sgi.atari.scores import SCORES, comparison, iqm, normalise_score
 from training.errors import UserError
 
 
@@ -15,12 +15,12 @@ def test_table_has_the_26_games():
 
 
 def test_normalisation_by_hand():
-    assert human_normalised("boxing", 6.1) == pytest.approx(0.5)
-    assert human_normalised("Pong", -20.7) == 0
-    assert human_normalised("ms_pacman", 6951.6) == 1
-    np.testing.assert_allclose(human_normalised("freeway", np.array([0, 14.8, 59.2])), [0, 0.5, 2])
+    assert normalise_score("boxing", 6.1) == pytest.approx(0.5)
+    assert normalise_score("Pong", -20.7) == 0
+    assert normalise_score("ms_pacman", 6951.6) == 1
+    np.testing.assert_allclose(normalise_score("freeway", np.array([0, 14.8, 59.2])), [0, 0.5, 2])
     with pytest.raises(UserError, match="Tetris"):
-        human_normalised("tetris", 1.0)
+        normalise_score("tetris", 1.0)
 
 
 def test_interquartile_mean():
@@ -31,6 +31,6 @@ def test_interquartile_mean():
 
 
 def test_what_others_scored_stands_beside_ours():
-    random, spr = beside("boxing").splitlines()
+    random, spr = comparison("boxing").splitlines()
     assert random.startswith("random 0.1, human 12.1") and spr.startswith("SPR 35.7 ± 14.2")
-    assert beside("tetris") == ""
+    assert comparison("tetris") == ""

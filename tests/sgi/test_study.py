@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from sgi import study
-from sgi.atari.scores import SCORES, human_normalised
+from sgi.atari.scores import SCORES, normalise_score
 from training.errors import UserError
 
 
@@ -37,20 +37,20 @@ def test_statistics_of_made_runs(runs, capsys):
     assert "boxing/9 is not finished" in capsys.readouterr().out
     values = {arm: study.matrix(arm, games) for arm, games in arms.items()}
     np.testing.assert_allclose(values["sgi"], [[0.25, 1], [0.5, 1], [0.75, 1], [1, 1]])
-    found = study.aggregates(values, draws=200)
-    wanted = {
+    computed = study.aggregates(values, draws=200)
+    expected = {
         "median": 0.8125,
         "mean": 0.8125,
         "iqm_runs": (0.75 + 1 + 1 + 1) / 4,
         "iqm_games": 0.8125,
         "optimality_gap": 0.1875,
     }
-    assert {name: value[0] for name, value in found["sgi"].items()} == pytest.approx(wanted)
-    low, high = found["sgi"]["mean"][1:]
+    assert {name: value[0] for name, value in computed["sgi"].items()} == pytest.approx(expected)
+    low, high = computed["sgi"]["mean"][1:]
     assert 0.65 < low < 0.8125 < high < 0.97  # the sd of the mean is .28 / 2 / 2
     assert study.aggregates(values, draws=50) == study.aggregates(values, draws=50), "the same draws each time"
-    found = study.improvement(values, draws=50)
-    assert found["scratch", "sgi"][0] == pytest.approx((0 + 0.25) / 2)  # freeway: half the runs tie, which counts half
+    computed = study.improvement(values, draws=50)
+    assert computed["scratch", "sgi"][0] == pytest.approx((0 + 0.25) / 2)  # freeway: half the runs tie, which counts half
 
 
 def test_tables_and_profile_are_written(runs, tmp_path):
@@ -77,10 +77,10 @@ def test_a_population_counts_as_its_members(tmp_path):
 
 def test_a_published_row_recomputed_from_its_scores():
     """SPR's row in published.json is what its scores by game give; every game is there."""
-    scores = {game: mean for game, (mean, _) in study.published()["games"]["SPR"]["scores"].items()}
+    scores = {game: mean for game, (mean, _) in study.load_published()["games"]["SPR"]["scores"].items()}
     assert list(scores) == list(SCORES)
-    row = next(row for row in study.published()["aggregates"] if row["method"] == "SPR")
-    means = np.array([[human_normalised(game, score) for game, score in scores.items()]])
+    row = next(row for row in study.load_published()["aggregates"] if row["method"] == "SPR")
+    means = np.array([[normalise_score(game, score) for game, score in scores.items()]])
     for name in ("median", "mean", "iqm_games"):
         assert study.STATISTICS[name](means) == pytest.approx(row[name], abs=6e-4)
     assert (means > 1).sum() == row["above_human"] and (means > 0).sum() == row["above_random"]

@@ -23,6 +23,6 @@ $python -m sgi.probe "$out"/pretrain/* --train "$out/train" --test "$out/test" -
 for seed in $seeds; do
   for arm in small small_SI small_untrained; do
     $python -m launch.train --config configs/sgi/finetune.py:small_cached --config.seed="$seed" \
-      --config.init_from="$out/pretrain/$arm-$seed" --workdir "$out/frozen/$arm-$seed"
+      --config.sources.init="$out/pretrain/$arm-$seed" --workdir "$out/frozen/$arm-$seed"
   done
 done

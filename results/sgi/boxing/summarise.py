@@ -1,4 +1,6 @@
-"""Tables of the Boxing experiment: PYTHONPATH=. python results/sgi/boxing/summarise.py OUT   (OUT as given to run.sh)
+"""Tables of the Boxing experiment.
+
+    PYTHONPATH=. python results/sgi/boxing/summarise.py OUT        OUT as given to run.sh
 
 Writes results.json beside this file and prints Markdown. Intervals are 95 % t intervals over seeds; differences are paired.
 """
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.metrics import read_rows
+from training.runs import Run
 from training.statistics import half_interval
 
 ARMS = {"small": "SGI", "small_SI": "S+I", "small_S": "S", "small_I": "I", "small_untrained": "untrained"}
@@ -29,7 +31,7 @@ def show(x: dict) -> str:
 
 
 def by_arm(results: dict[str, dict], measure: str) -> dict[str, dict[int, float]]:
-    """arm -> seed -> value."""
+    """Arm -> seed -> value."""
     found = defaultdict(dict)
     for name, values in results.items():
         arm, seed = re.fullmatch(r"(.+)-(\d+)", Path(name).name).groups()
@@ -49,7 +51,7 @@ def differences(found: dict[str, dict[int, float]]) -> dict[str, dict]:
 
 def main(out: Path) -> None:
     probes = json.loads((out / "probes.json").read_text())
-    runs = {p.name: read_rows(p / "metrics.jsonl")[-1] for p in sorted((out / "frozen").iterdir())}
+    runs = {p.name: Run(p).rows()[-1] for p in sorted((out / "frozen").iterdir())}
     results = {**{m: by_arm(probes, m) for m in MEASURES}, "frozen_rl_score": by_arm(runs, "eval/score")}
     arms = [a for a in ARMS.values() if a in results["r2_projection"]]
     summary = {}

@@ -1,4 +1,6 @@
-"""Cells seen by each way to play: PYTHONPATH=. python results/sgi/exploration/summarise.py RUNS   (RUNS as given to run.sh)
+"""Cells seen by each way to play.
+
+    PYTHONPATH=. python results/sgi/exploration/summarise.py RUNS        RUNS as given to run.sh
 
 Writes results.json beside this file and prints Markdown. Intervals are 95 % t intervals over seeds.
 """
@@ -11,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from sgi.atari.explore import cell_of
-from sgi.formats import open_play
-from training.metrics import read_rows
+from sgi.recordings.open import open_play
+from training.runs import Run
 from training.statistics import half_interval
 
 GAME, SEEDS = "MsPacman", ("0", "1", "2")
@@ -49,7 +51,7 @@ def main(runs: Path) -> None:
     print("| | " + " | ".join(columns) + " |\n|---|---|---|")
     for arm, seeds in found.items():
         print(f"| {ARMS[arm]} | " + " | ".join(show([seed[column] for seed in seeds]) for column in columns) + " |")
-    agents = [read_rows(runs / "agent" / seed / "metrics.jsonl") for seed in SEEDS]
+    agents = [Run(runs / "agent" / seed).rows() for seed in SEEDS]
     curves = {name: [[round(row[f"train/{name}"], 4) for row in rows] for rows in agents] for name in CURVES}
     (Path(__file__).parent / "results.json").write_text(json.dumps({"cells": found, "curves": curves}) + "\n")
     print("entropy:", [round(curve[-1], 3) for curve in curves["entropy"]], "of", round(float(np.log(9)), 3))

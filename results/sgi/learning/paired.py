@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.metrics import read_rows
+from training.runs import Run
 from training.statistics import half_interval
 
 ARMS = ("W", "none", "R")
@@ -22,7 +22,7 @@ def interval(values: np.ndarray) -> str:
 
 def main(runs: str, game: str, *seeds: str) -> None:
     def last(arm: str, seed: str) -> float:
-        rows = read_rows(Path(runs, "finetune", game, arm, seed, "metrics.jsonl"))
+        rows = Run(Path(runs, "finetune", game, arm, seed)).rows()
         return [row["eval/score"] for row in rows if "eval/score" in row][-1]
 
     scores = {arm: np.array([last(arm, seed) for seed in seeds]) for arm in ARMS}

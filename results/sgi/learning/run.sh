@@ -32,7 +32,7 @@ for seed in ${SEEDS:-0 1 2}; do
     finetune none "$seed"
     for data in R W; do
       pretrain "$data" "$seed"
-      finetune "$data" "$seed" --config.init_from="$runs/pretrain/$game-$data/$seed"
+      finetune "$data" "$seed" --config.sources.init="$runs/pretrain/$game-$data/$seed"
     done
   done
 done
