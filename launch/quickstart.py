@@ -1,4 +1,6 @@
-"""The main job on real input, small: python -m launch.quickstart --out runs/quickstart   (make quickstart)
+"""The main job on real input, small: record, pretrain, fine-tune, compare.
+
+    python -m launch.quickstart --out runs/quickstart        (make quickstart)
 
 Random play of one Atari game is recorded, an encoder is pretrained on it without rewards (SGI), an agent is fine-tuned from it
 and once more from scratch, and both are compared with random play in one report. Every command is printed as you would type it.
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from launch.report import write_report
 from training.cli import guarded
+from training.runs import Run
 
 GAME = "Boxing"
 FRAMES = 10_000
@@ -24,6 +27,7 @@ EPISODES = 10
 
 
 def main(argv: list[str]) -> None:
+    """Record, pretrain, fine-tune twice, compare, report. A command that fails ends it, with that command's exit code."""
     parser = argparse.ArgumentParser(prog="python -m launch.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="runs/quickstart")
     parser.add_argument("--seed", type=int, default=0)
@@ -34,7 +38,7 @@ def main(argv: list[str]) -> None:
     values = {"seed": args.seed, "steps": PRETRAIN_STEPS, "data.dir": recording, "data.game": GAME}
     train("configs/sgi/pretrain.py:small", sgi, values)
     for name, variant, source in (("sgi", "small_sgi", sgi), ("scratch", "small_none", "")):
-        values = {"seed": args.seed, "steps": AGENT_STEPS + 1, "env.game": GAME, "init_from": source}
+        values = {"seed": args.seed, "steps": AGENT_STEPS + 1, "env.game": GAME, "sources.init": source}
         values |= {"agent.prefill": PREFILL, "eval.every": 0, "eval.episodes": EPISODES}
         train(f"configs/sgi/finetune.py:{variant}", out / name, values)
     compare(out, args.seed)
@@ -43,11 +47,13 @@ def main(argv: list[str]) -> None:
 
 
 def train(config: str, workdir: Path, values: dict[str, object]) -> None:
+    """Train a config with other values for some of its keys."""
     overrides = [f"--config.{key}={value}" for key, value in values.items()]
     python_m("launch.train", "--config", config, "--workdir", workdir, *overrides)
 
 
 def python_m(module: str, *args: object) -> None:
+    """Print a command as one would type it, and run it. Exits with its exit code if that is not 0."""
     words = [module, *map(str, args)]
     print(f"\n$ python -m {shlex.join(words)}", flush=True)
     done = subprocess.run([sys.executable, "-m", *words], check=False)
@@ -56,14 +62,13 @@ def python_m(module: str, *args: object) -> None:
 
 
 def compare(out: Path, seed: int) -> None:
-    """The table of the report: both agents beside random play."""
+    """Write and print the table of the report: both agents beside random play and the published human score."""
     from sgi.atari.evaluation import random_play
     from sgi.atari.scores import SCORES
-    from training.metrics import read_rows
 
     rows = []
     for name, label in (("sgi", "fine-tuned from SGI pretraining"), ("scratch", "the same agent from scratch")):
-        last = next(row for row in reversed(read_rows(out / name / "metrics.jsonl")) if "eval/score" in row)
+        last = next(row for row in reversed(Run(out / name).rows()) if "eval/score" in row)
         rows.append([label, last["eval/score"], last["eval/score_sd"], last["eval/human_normalised"]])
     play = random_play(GAME, EPISODES, seed)
     rows.append(["uniformly random actions", play["score"], play["score_sd"], play["human_normalised"]])

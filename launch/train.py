@@ -1,7 +1,9 @@
-"""Train anything: python -m launch.train --config configs/sgi/pretrain.py:tiny --workdir runs/x [--config.optim.lr=3e-4]
+"""Training of any config, with checkpoints, metrics and evaluations in a workdir.
 
-Started again with the same --workdir it resumes from the last checkpoint. On several hosts start the same command on each,
-with --distributed (TPU pods, Slurm and GKE are recognised) or with --coordinator, --processes and --process.
+    python -m launch.train --config configs/sgi/pretrain.py:tiny --workdir runs/x [--config.optim.lr=3e-4]
+
+The same command again resumes the run from its last checkpoint. On several hosts start the same command on each, with
+--distributed (TPU pods, Slurm and GKE are recognised) or with --coordinator, --processes and --process.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from training.errors import UserError
 
 
 def main(argv: list[str]) -> None:
+    """Train what the command line says. Raises UserError for a mistake in it, before any training where it can be known."""
     argv, overrides = split_overrides(argv)
     parser = argparse.ArgumentParser(prog="python -m launch.train", description=__doc__.split("\n")[0])
     parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
@@ -28,7 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--process", type=int)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
-    config = configs.load(args.config, overrides)
+    config = configs.load(args.config, {**overrides, "workdir": args.workdir})
 
     runtime.setup(**config.runtime)
     if args.coordinator and (args.processes is None or args.process is None):
@@ -47,10 +50,11 @@ def main(argv: list[str]) -> None:
             multihost_utils.assert_equal(np.uint32(configs.fingerprint(config)), "configs differ")
         except AssertionError as error:
             raise UserError("the processes of this run have different configs; start the same command everywhere") from error
+    logging.info("%s: %s", config.method, configs.units(args.config))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    method, stream = population.make(config, mesh)
     start = time.perf_counter()
-    state = loop.run(config, method, stream, mesh, args.workdir, stop_after=args.stop_after)
+    config = population.measured(config)
+    state = loop.run(config, population.make(config, mesh), mesh, args.workdir, stop_after=args.stop_after)
     logging.info(
         "step %d after %.0f s; see %s",
         int(state.step if state.step.ndim == 0 else state.step[0]),

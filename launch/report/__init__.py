@@ -1,23 +1,29 @@
-"""Reports: runs and results as one self-contained HTML page. `write_report` makes one; `python -m launch.report` calls it."""
+"""Runs and results as one self-contained HTML page: `write_report`, and the command `python -m launch.report`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.report.data import gather
 from launch.report.page import page
+from training import files
 from training.errors import UserError
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, title: str | None = None) -> Path:
-    """Gather `folders`, write the page in one piece (a reader never sees half of it), return its path. Raises UserError."""
+    """Path of a new page about the runs, tables and figures in `folders`; a reader never sees half of it.
+
+    Args:
+      folders: workdirs, or folders that hold workdirs at any depth.
+      out: the HTML file; report.html in the first folder by default.
+      title: the heading; the name of the run or folder by default.
+
+    Raises:
+      UserError: nothing to show, a damaged file, or `out` cannot be written.
+    """
     text = page(gather(folders), title)
     out = folders[0] / "report.html" if out is None else out
-    part = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(out)
+        files.replace(out, text)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"cannot write {out} ({error.strerror}): name another file with --out") from None
     return out

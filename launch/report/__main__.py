@@ -7,27 +7,21 @@ The page opens from disk, loads nothing, and is written to DIR/report.html unles
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from launch.report import write_report
-from training.errors import UserError
+from training.cli import guarded
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
+    """Write the report that the command line asks for, and print its path. Raises UserError as `write_report` does."""
     parser = argparse.ArgumentParser(prog="python -m launch.report", description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a workdir, or a folder of workdirs at any depth")
     parser.add_argument("--out", type=Path, help="the HTML file to write (default: report.html in the first DIR)")
     parser.add_argument("--title", help="the heading of the page (default: the name of the run or folder)")
     options = parser.parse_args(argv)
-    try:
-        print(write_report(options.folders, options.out, options.title))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(options.folders, options.out, options.title))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from launch.report.data import Run
-from launch.report.markup import real
+from launch.report.data import ShownRun
+from launch.report.markup import as_float, config_text
 from training.statistics import half_interval
 
 SEED_KEYS = frozenset({"seed", "seeds", "population", "workdir"})
@@ -22,18 +22,19 @@ SMOOTH_POINTS = 40  # a smoothed curve keeps about this many independent points
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Runs of one configuration; `name` is unique in the report. `differs`: the keys, with values, that set arms apart."""
+    """Runs of one configuration. `name` is unique in the report; `differs` has its values of the keys that set arms apart."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[ShownRun, ...]
     differs: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric of an arm over `steps` [n]: mean, least and greatest over the `count` [n] seeds that have reached the step.
+    """A metric of an arm at `steps`: mean, least and greatest value of the `count` seeds that have a finite one there.
 
-    All [n] float64, NaN where a value is not finite. `raw` is the unsmoothed mean, or None where nothing was smoothed.
+    All are [n]; NaN where no seed has a finite value. `raw` is the mean before smoothing, None for a curve that has none;
+    `seeds` and `not_finite` are the numbers of seeds, and of values that are not finite, in the whole curve.
     """
 
     steps: np.ndarray
@@ -48,7 +49,10 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Final:
-    """Last values over the seeds of an arm. `half` is half of the 95 % t-interval of the mean, None below three seeds."""
+    """The last values of an arm's seeds: mean, least, greatest. `half` is half of the 95 % t-interval, None below three seeds.
+
+    `finite` of the `seeds` have a finite last value, and only these count.
+    """
 
     mean: float
     low: float
@@ -58,9 +62,9 @@ class Final:
     seeds: int
 
 
-def group_arms(runs: Sequence[Run]) -> list[Arm]:
-    """Arms in the order of their first run. A run without a config is an arm of its own."""
-    groups: dict[str, list[Run]] = {}
+def group_arms(runs: Sequence[ShownRun]) -> list[Arm]:
+    """The arms of the runs, in the order of their first run. A run without a config is an arm of its own."""
+    groups: dict[str, list[ShownRun]] = {}
     for run in runs:
         identity = json.dumps(arm_config(run), sort_keys=True) if run.config else f"no config: {run.path}"
         groups.setdefault(identity, []).append(run)
@@ -72,40 +76,45 @@ def group_arms(runs: Sequence[Run]) -> list[Arm]:
     return [Arm(name, group, own) for name, group, own in zip(names, members, differs, strict=True)]
 
 
-def arm_config(run: Run) -> dict[str, Any]:
+def arm_config(run: ShownRun) -> dict[str, Any]:
     """The config without what may differ inside an arm: seeds and places on disk.
 
-    Where a run was initialised from does set arms apart (from scratch or not, from this or that pretraining), once the run's
-    own seed is taken out of the path: 'pretrain/seed0' and 'pretrain/seed1' are one place.
+    The sources of a run do set arms apart (from scratch or not, from this or that pretraining), but not by a seed in their
+    path: 'pretrain/seed0' and 'pretrain/seed1' are one place.
     """
     kept = {}
     for key, value in run.config.items():
         leaf = key.rsplit(".", 1)[-1]
         if leaf in SEED_KEYS or leaf in ("path", "paths", "dir", "root") or leaf.endswith(PATH_ENDINGS):
             continue
-        kept[key] = seedless(value, run.config.get("seed")) if leaf.endswith("init_from") and isinstance(value, str) else value
+        if key.startswith("sources.") and isinstance(value, str):
+            value = without_seed(value, run.config.get("seed"))
+        kept[key] = value
     return kept
 
 
-def seedless(path: str, seed: Any) -> str:
+def without_seed(path: str, seed: Any) -> str:
+    """The path with '*' for a seed in it: a number after 's' or 'seed', and the number `seed` itself."""
     path = re.sub(r"(?<![a-zA-Z])(s|seed)([-_=]?)\d+(?![a-zA-Z0-9])", r"\1\2*", path)
     return path if seed is None else re.sub(rf"(?<![a-zA-Z0-9.]){re.escape(str(seed))}(?![a-zA-Z0-9.])", "*", path)
 
 
 def differing_keys(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys, in order of appearance, whose values (or presence) are not the same in all configs."""
+    """Keys that are missing in some of the configs or have different values, in order of appearance."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({plain(config[key]) if key in config else None for config in configs}) > 1]
+    return [key for key in keys if len({config_text(config[key]) if key in config else None for config in configs}) > 1]
 
 
-def arm_names(groups: Sequence[tuple[Run, ...]], differs: Sequence[dict[str, Any]]) -> list[str]:
-    """By the differing config keys where these are few, else by directory; numbered if that leaves two alike."""
+def arm_names(groups: Sequence[tuple[ShownRun, ...]], differs: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of arms: their values of the differing keys if these are few, else their directories; equal names get numbers."""
     keys = list(dict.fromkeys(key for own in differs for key in own))
     shown = {key: key.rsplit(".", 1)[-1] for key in keys}
     clashes = Counter(shown.values())
     shown = {key: key if clashes[leaf] > 1 else leaf for key, leaf in shown.items()}
     if 0 < len(keys) <= NAMED_KEYS and all(group[0].config for group in groups):
-        names = [", ".join(f"{shown[key]}={plain(own[key])}" for key in keys if key in own) or "default" for own in differs]
+        names = [
+            ", ".join(f"{shown[key]}={config_text(own[key])}" for key in keys if key in own) or "default" for own in differs
+        ]
     else:
         names = [directory_name(group) for group in groups]
     seen = Counter(names)
@@ -117,22 +126,17 @@ def arm_names(groups: Sequence[tuple[Run, ...]], differs: Sequence[dict[str, Any
     return names
 
 
-def directory_name(group: tuple[Run, ...]) -> str:
-    """What the labels of the runs have in common, the seed left out: 'pong/seed0' and 'pong/seed1' are 'pong'."""
+def directory_name(group: tuple[ShownRun, ...]) -> str:
+    """The common part of the labels of an arm's runs, without the seed: 'pong' for 'pong/seed0' and 'pong/seed1'."""
     if len(group) == 1:
         return group[0].label
-    alike = {seedless(run.label, run.config.get("seed")) for run in group}
+    alike = {without_seed(run.label, run.config.get("seed")) for run in group}
     common = re.sub(r"[-_/]?(s|seed)?[-_=]?\*", "", alike.pop()) if len(alike) == 1 else os.path.commonpath(alike)
     return common or str(group[0].config.get("method") or f"{len(group)} runs")
 
 
-def plain(value: Any) -> str:
-    """A config value as the user wrote it, strings without quotes."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def metric_names(runs: Sequence[Run]) -> list[str]:
-    """All metrics: eval first, then train, the others, and time last; in order of appearance inside each group."""
+def metric_names(runs: Sequence[ShownRun]) -> list[str]:
+    """Names of all metrics: eval first, then train, the others, and time last; in order of appearance within each group."""
     order = {"eval": 0, "train": 1, "time": 3}
     names = dict.fromkeys(name for run in runs for name in run.series)
     prefixes = list(dict.fromkeys(prefix(name) for name in names))
@@ -145,19 +149,21 @@ def is_evaluation(name: str) -> bool:
 
 
 def prefix(name: str) -> str:
+    """The group of a metric: the part before the first slash, 'other' where there is none."""
     return name.split("/", 1)[0] if "/" in name else "other"
 
 
-def members(runs: Sequence[Run], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def members(runs: Sequence[ShownRun], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """(steps [n], values [n]) of every seed: one per run, or one per column of a population."""
-    found = [run.series[name] for run in runs if name in run.series]
-    return [(series.steps, column) for series in found for column in series.values.T]
+    series = [run.series[name] for run in runs if name in run.series]
+    return [(each.steps, column) for each in series for column in each.values.T]
 
 
 def curve(arm: Arm, name: str) -> Curve | None:
-    """The arm's mean, least and greatest over its seeds, interpolated to the union of their steps (never beyond a seed's own).
+    """The arm's curve of a metric; None where the arm has no such metric.
 
-    train/* is lightly smoothed where noisy, each seed by itself, before the mean is taken. None when the arm lacks the metric.
+    Seeds are interpolated to the union of their steps, but not beyond their own first and last step. Noisy train/* metrics are
+    smoothed by a moving mean, each seed by itself.
     """
     seeds = members(arm.runs, name)
     if not seeds:
@@ -181,7 +187,7 @@ def curve(arm: Arm, name: str) -> Curve | None:
 
 
 def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """[seeds, n] with NaN for missing -> mean, min, max and number of the finite ones, each [n]; NaN where there is none."""
+    """(mean, least, greatest, number) of the finite values in each column of [seeds, n]: four arrays [n], NaN where none is."""
     finite = np.isfinite(values)
     count = finite.sum(0)
     empty = count == 0
@@ -191,18 +197,18 @@ def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 
 def smoothing_window(points: int) -> int:
-    """Odd width of the moving mean, 1 for short curves."""
+    """Width of the moving mean for a curve of so many points: odd, and 1 (no smoothing) for short curves."""
     return 2 * (points // (2 * SMOOTH_POINTS)) + 1
 
 
 def is_noisy(values: np.ndarray) -> bool:
-    """Whether the rows [seeds, n] often turn round: noise does at two of three points, a learning-rate schedule hardly ever."""
+    """True if the rows [seeds, n] turn at more than a tenth of their points: noise turns at two of three, a schedule hardly."""
     direction = np.sign(np.diff(values, axis=1))
     return bool((direction[:, 1:] * direction[:, :-1] < 0).mean() > 0.1) if values.shape[1] > 2 else False
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over `window` points, fewer at the ends and beside gaps: [n] -> [n]. NaN stays NaN."""
+    """Mean of the finite values among the `window` points around each: [n] -> [n]. NaN stays NaN."""
     finite = np.isfinite(values)
     kernel = np.ones(window)
     total = np.convolve(np.where(finite, values, 0), kernel, mode="same")
@@ -210,7 +216,7 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def final(arm: Arm, name: str) -> Final | None:
-    """The last value of every seed, summed up; None when the arm lacks the metric."""
+    """The last values of an arm's seeds; None where the arm has no such metric."""
     last = np.array([values[-1] for _, values in members(arm.runs, name)])
     if not last.size:
         return None
@@ -222,16 +228,17 @@ def final(arm: Arm, name: str) -> Final | None:
     return Final(float(finite.mean()), float(finite.min()), float(finite.max()), half, n, last.size)
 
 
-def steps_per_second(run: Run) -> float | None:
-    """Median of the later half of time/steps_per_second (compilation and warm-up left out), else steps over wall time."""
+def steps_per_second(run: ShownRun) -> float | None:
+    """Median of the later half of time/steps_per_second (the first half has compilation), else steps by wall time, or None."""
     if "time/steps_per_second" in run.series:
         values = run.series["time/steps_per_second"].values[:, 0]
         later = values[len(values) // 2 :]
         if np.isfinite(later).any():
             return float(np.median(later[np.isfinite(later)]))
-    seconds = real(run.info.get("seconds"))
+    seconds = as_float(run.info.get("seconds"))
     return run.last_step / seconds if run.last_step and seconds else None
 
 
 def short_name(name: str) -> str:
+    """A metric's name in tables: without 'eval/'."""
     return name.removeprefix("eval/")

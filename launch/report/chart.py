@@ -19,7 +19,7 @@ LOG_NAMES = re.compile(r"loss|nll|cross_entropy|kl|error|mse|perplexity|ppl")
 
 
 class Scale:
-    """A linear or logarithmic map of data [low, high] onto pixels [start, stop]."""
+    """A linear or logarithmic map from data in [low, high] to pixels in [start, stop]."""
 
     def __init__(self, low: float, high: float, start: float, stop: float, log: bool = False):
         self.low, self.high, self.start, self.stop, self.log = low, high, start, stop, log
@@ -31,7 +31,7 @@ class Scale:
 
 
 def chart(name: str, arms: Sequence[Arm], curves: Sequence[Curve | None], finals: Sequence[Final | None]) -> Html:
-    """A figure of one metric: title, SVG, last values. `curves` and `finals` go with `arms`, None where an arm lacks it."""
+    """The figure of one metric: title, SVG, last values. `curves` and `finals` are those of `arms`, None for one without it."""
     drawn = [(index, thin(curve, len(arms))) for index, curve in enumerate(curves) if curve is not None]
     finite = [(index, curve) for index, curve in drawn if np.isfinite(curve.mean).any()]
     title = tag("h4", name.split("/", 1)[-1], tag("small", f" {unit(name)}") if unit(name) else None)
@@ -70,7 +70,7 @@ def chart(name: str, arms: Sequence[Arm], curves: Sequence[Curve | None], finals
 
 
 def caption(name: str, arms: Sequence[Arm], curves: Sequence[Curve | None], finals: Sequence[Final | None], log: bool) -> Html:
-    """Last values per arm (few arms), and what was done to the curve."""
+    """The caption of a chart: last value of each arm if these are few, then scale, smoothing and values that are not finite."""
     entries = []
     if len(arms) <= MANY_ARMS:
         for index, (arm, value) in enumerate(zip(arms, finals, strict=True)):
@@ -87,7 +87,7 @@ def caption(name: str, arms: Sequence[Arm], curves: Sequence[Curve | None], fina
 
 
 def final_text(value: Final) -> str:
-    """'12.3', '12.3 [11, 14] (n=2)' or '12.3 ± 1.1 (n=5)'; n is the number of seeds whose last value is finite."""
+    """Last values as '12.3', '12.3 [11, 14] (n=2)' or '12.3 ± 1.1 (n=5)'; n counts the seeds whose last value is finite."""
     if value.seeds == 1:
         return short(value.mean)
     count = f"n={value.finite}" if value.finite == value.seeds else f"n={value.finite} of {value.seeds}"
@@ -105,11 +105,12 @@ def swatch(index: int) -> Html:
 
 
 def dash(index: int) -> str | None:
+    """The stroke-dasharray of an arm's line; None for a full line."""
     return DASHES[index // COLOURS % len(DASHES)]
 
 
 def thin(curve: Curve, arms: int) -> Curve:
-    """Keep some hundred points: in each bucket those where the mean, the raw mean and the band are extreme, and both ends."""
+    """The curve with some hundred of its points: the ends, and in each bucket the extremes of mean, raw mean and band."""
     n, buckets = len(curve.steps), max(30, 120 // max(1, arms))
     if n <= 4 * buckets:
         return curve
@@ -128,7 +129,7 @@ def thin(curve: Curve, arms: int) -> Curve:
 
 
 def y_scale(name: str, curves: Sequence[Curve]) -> Scale:
-    """Room for everything drawn. Logarithmic for a positive loss over more than two decades; from zero for timings."""
+    """The y axis of the curves: logarithmic for a positive loss over more than two decades, from zero for timings."""
     rows = [row for c in curves for row in (c.mean, c.low, c.high, c.raw) if row is not None]
     everything = np.concatenate(rows)
     everything = everything[np.isfinite(everything)]
@@ -144,6 +145,7 @@ def y_scale(name: str, curves: Sequence[Curve]) -> Scale:
 
 
 def x_scale(curves: Sequence[Curve], left: float) -> Scale:
+    """The x axis of the curves, from pixel `left` on; from step 0 if the first step is near it."""
     low, high = float(min(c.steps[0] for c in curves)), float(max(c.steps[-1] for c in curves))
     if low <= 0.1 * high:
         low = min(low, 0.0)
@@ -151,7 +153,7 @@ def x_scale(curves: Sequence[Curve], left: float) -> Scale:
 
 
 def axes(x: Scale, y: Scale, ticks: Sequence[float], texts: Sequence[str]) -> list[Html]:
-    """Horizontal grid lines with labels, the x axis with its ticks, and the word 'step'."""
+    """The grid lines with their labels, the x axis with its ticks, and the word 'step'."""
     parts = []
     for tick, text in zip(ticks, texts, strict=True):
         at = f"{float(y(tick)):.1f}"
@@ -173,18 +175,18 @@ def axes(x: Scale, y: Scale, ticks: Sequence[float], texts: Sequence[str]) -> li
     return parts
 
 
-def pieces(finite: np.ndarray) -> list[np.ndarray]:
-    """Indices of each unbroken stretch of True."""
+def stretches(finite: np.ndarray) -> list[np.ndarray]:
+    """Indices of each unbroken stretch of True in [n]."""
     where = np.flatnonzero(finite)
     return np.split(where, np.flatnonzero(np.diff(where) > 1) + 1) if where.size else []
 
 
 def line(index: int, steps: np.ndarray, values: np.ndarray, x: Scale, y: Scale, cls: str, dots: bool = False) -> Html:
-    """A polyline broken at gaps. A lone point between gaps is a dot, and with `dots` every point is one as well."""
+    """A line through the points, with gaps where a value is not finite. A lone point is a dot; with `dots` every point is."""
     finite = np.isfinite(values)
     px, py = x(steps), y(np.where(finite, values, 1.0))
     parts, points = [], []
-    for piece in pieces(finite):
+    for piece in stretches(finite):
         if piece.size > 1:
             parts.append("M" + "L".join(f"{px[i]:.1f} {py[i]:.1f}" for i in piece))
         points += list(piece) if dots or piece.size == 1 else []
@@ -194,9 +196,9 @@ def line(index: int, steps: np.ndarray, values: np.ndarray, x: Scale, y: Scale, 
 
 
 def bands(index: int, curve: Curve, x: Scale, y: Scale) -> Html:
-    """The area between the least and the greatest seed."""
+    """The area between the least and the greatest seed of a curve."""
     parts = []
-    for piece in pieces(np.isfinite(curve.low) & np.isfinite(curve.high)):
+    for piece in stretches(np.isfinite(curve.low) & np.isfinite(curve.high)):
         px, low, high = x(curve.steps[piece]), y(curve.low[piece]), y(curve.high[piece])
         there = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px, low, strict=True))
         back = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px[::-1], high[::-1], strict=True))
@@ -205,24 +207,25 @@ def bands(index: int, curve: Curve, x: Scale, y: Scale) -> Html:
 
 
 def numbers(arms: Sequence[Arm], curves: Sequence[tuple[int, Curve]], x: Scale, y: Scale) -> Html:
-    """The data behind the tooltip: scales, and per arm steps, means, bands and seed counts (JSON; null for NaN)."""
+    """The numbers for the tooltip as JSON: scales, and for each arm steps, means, bands and seed counts; null for NaN."""
     series = []
     for index, curve in curves:
-        entry = {"arm": index, "name": arms[index].name, "x": curve.steps.tolist(), "y": rounded(curve.mean)}
+        entry = {"arm": index, "name": arms[index].name, "x": curve.steps.tolist(), "y": json_numbers(curve.mean)}
         if curve.seeds > 1:
-            entry |= {"low": rounded(curve.low), "high": rounded(curve.high), "n": curve.count.tolist()}
+            entry |= {"low": json_numbers(curve.low), "high": json_numbers(curve.high), "n": curve.count.tolist()}
         series.append(entry)
     scales = {key: [s.low, s.high, round(s.start, 1), s.stop, int(s.log)] for key, s in (("x", x), ("y", y))}
     text = json.dumps(scales | {"series": series}, separators=(",", ":"), allow_nan=False)
     return tag("script", Html(text.replace("<", "\\u003c")), type="application/json")
 
 
-def rounded(values: np.ndarray) -> list[float | None]:
+def json_numbers(values: np.ndarray) -> list[float | None]:
+    """Values [n] with five significant digits, None where not finite (JSON has no NaN)."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
 def legend(arms: Sequence[Arm]) -> Html | None:
-    """A button per arm; a press hides or shows its curves (report.js). None for one arm."""
+    """A button for each arm, which hides or shows its curves (report.js); None for a single arm."""
     if len(arms) < 2:
         return None
     buttons = [

@@ -1,7 +1,10 @@
-"""What a report is made of, read from disk: run workdirs (config.json, run.json, metrics.jsonl, media/), tables and figures."""
+"""What a report shows, read from disk: runs, the tables and figures beside them.
+
+A page takes less than a `training.runs.Run`: a workdir without its config, or one that waits for its first step. What counts as
+damaged is decided where the files are read (training/files.py, training/metrics.py).
+"""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from training import files
+from training.config import renamed
 from training.errors import UserError
+from training.metrics import read_rows
+from training.runs import CONFIG, INFO, METRICS
 
-RUN_FILES = ("run.json", "metrics.jsonl")
+RUN_FILES = (INFO, METRICS)
 SKIPPED = frozenset({"media", "checkpoints", "checkpoint", "__pycache__"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One metric of one run: steps [n] int64, increasing; values [n, m] float64, one column per seed of a population."""
+    """One metric of one run: `steps` [n] int64, increasing; `values` [n, m] float64, one column per seed of a population."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -25,7 +32,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """The last picture, video or text of one name. `file` is relative to the workdir, as metrics.jsonl has it."""
+    """The last picture, video or text of one name. `file` is relative to the workdir, as in metrics.jsonl; '' for a text."""
 
     step: int
     file: str
@@ -33,8 +40,12 @@ class Media:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One workdir. `config` is flat ('optim.lr'); `info` is run.json; `label` names the run among those of the report."""
+class ShownRun:
+    """A run as the report shows it. `label` names it among the runs of the page.
+
+    `config` is flat ('optim.lr'), with today's names of the keys; `info` is run.json. Both are {} where the file is missing.
+    `last_step` is that of the metrics, None where there are none yet.
+    """
 
     path: Path
     label: str
@@ -47,6 +58,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
+    """A table that a study has written (*.table.json); each row has one cell per column."""
+
     title: str
     caption: str
     columns: list[Any]
@@ -55,30 +68,31 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """All that one page shows. `folder` is the first folder asked for; `figures` are PNG files of group folders."""
+    """All that one page shows. `folder` is the first one asked for; `figures` are the PNG files between the workdirs."""
 
     folder: Path
-    runs: list[Run]
+    runs: list[ShownRun]
     tables: list[Table]
     figures: list[Path]
 
 
 def gather(folders: Sequence[Path]) -> Material:
-    """Read every run below `folders`, and the tables and figures that lie in or between them.
+    """Every run below `folders`, and the tables and figures in or between them.
 
-    Raises UserError for a missing folder, a folder that holds nothing to show, and a file that cannot be read.
+    Raises:
+      UserError: a folder is missing or holds nothing to show, or a file cannot be read.
     """
     workdirs: dict[Path, None] = {}
     between: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: give the workdir of a run, or a folder of workdirs")
-        found, passed = find_workdirs(folder.resolve())
-        tables = [path for place in (*found, *passed) for path in place.glob("*.table.json")]
-        if not found and not tables and not any(list(place.glob("*.png")) for place in passed):
-            raise UserError(f"{folder} holds no run (no run.json, metrics.jsonl or config.json at any depth): check the path")
-        workdirs.update(dict.fromkeys(found))
-        between.update(dict.fromkeys(passed))
+        runs, others = find_workdirs(folder.resolve())
+        tables = [path for place in (*runs, *others) for path in place.glob("*.table.json")]
+        if not runs and not tables and not any(list(place.glob("*.png")) for place in others):
+            raise UserError(f"{folder} holds no run (no {INFO}, {METRICS} or {CONFIG} at any depth): check the path")
+        workdirs.update(dict.fromkeys(runs))
+        between.update(dict.fromkeys(others))
     places = sorted({*workdirs, *between})
     return Material(
         folder=folders[0].resolve(),
@@ -89,61 +103,45 @@ def gather(folders: Sequence[Path]) -> Material:
 
 
 def find_workdirs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(workdirs, other folders on the way) below and including `folder`, sorted. Inside a workdir nothing is searched.
+    """(workdirs, other folders) below and including `folder`, sorted. The search does not go into a workdir.
 
-    A folder with only config.json is a run that has not started, unless runs lie below it (then it is a sweep's own file).
+    A folder with only a config.json is a run that waits for its first step; if runs lie below it, it is a sweep and no run.
     """
     workdirs, others = [], []
-    for name, below, files in os.walk(folder):
+    for name, below, inside in os.walk(folder):
         path = Path(name)
-        if any(file in files for file in RUN_FILES):
+        if any(file in inside for file in RUN_FILES):
             workdirs.append(path)
             below.clear()
             continue
         others.append(path)
         below[:] = sorted(entry for entry in below if not entry.startswith(".") and entry not in SKIPPED)
-    waiting = [p for p in others if (p / "config.json").is_file() and not any(w.is_relative_to(p) for w in workdirs)]
+    waiting = [p for p in others if (p / CONFIG).is_file() and not any(w.is_relative_to(p) for w in workdirs)]
     return sorted(workdirs + waiting), [p for p in others if p not in waiting]
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """Each path below the deepest folder that holds them all; the folder's own name for a single run."""
+    """Names of workdirs: their paths below the deepest folder that holds them all; of a single one its own name."""
     if not paths:
         return []
     base = Path(os.path.commonpath([path.parent for path in paths]))
     return [path.relative_to(base).as_posix() for path in paths]
 
 
-def read_run(path: Path, label: str) -> Run:
-    """Read one workdir. Each file may be absent; one that is there must be sound, but for a torn last metrics line."""
-    series, media, last_step = read_metrics(path / "metrics.jsonl")
-    return Run(
-        path, label, flatten(read_object(path / "config.json")), read_object(path / "run.json"), series, media, last_step
-    )
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+def read_run(path: Path, label: str) -> ShownRun:
+    """The run in a workdir. Each of its files may be missing. Raises UserError for a damaged one."""
+    series, media, last_step = read_metrics(path / METRICS)
+    config = flatten(renamed(read_object(path / CONFIG)))
+    return ShownRun(path, label, config, read_object(path / INFO), series, media, last_step)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} when there is no file. Raises UserError when it is empty, torn or no object."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore it, or delete it to do without") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+    """The JSON object in a file, {} where there is no file. Raises UserError for any other content."""
+    return files.json_object(path, "restore it, or delete it to do without") if path.exists() else {}
 
 
 def read_table(path: Path) -> Table:
-    """A *.table.json: {"title", "caption", "columns": [...], "rows": [[...], ...]}."""
+    """The table in a *.table.json: {"title", "caption", "columns": [...], "rows": [[...], ...]}. Raises UserError."""
     value = read_object(path)
     columns, rows = value.get("columns"), value.get("rows")
     if not isinstance(columns, list) or not isinstance(rows, list):
@@ -156,9 +154,7 @@ def read_table(path: Path) -> Table:
 
 
 def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Media], int | None]:
-    """(series by name, last media by name, last step). Of rows with the same step the later one counts."""
-    if not path.exists():
-        return {}, {}, None
+    """(series by name, last media by name, last step) of a metrics.jsonl. Of two rows with one step the later counts."""
     values: dict[str, dict[int, list[float]]] = {}
     media: dict[str, Media] = {}
     last_step = None
@@ -178,29 +174,8 @@ def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Media], int |
     return {name: stack(points) for name, points in values.items()}, media, last_step
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. The last line may be torn (the run was killed, or writes right now)."""
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")  # a line may be torn inside a character
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = []
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int | float) or not np.isfinite(row["step"]):
-                raise ValueError("no object with a 'step'")
-        except ValueError as error:
-            if number == lines[-1][0]:
-                break
-            raise UserError(f"{path} line {number} is not a metrics row ({error}): delete that line") from None
-        rows.append(row)
-    return rows
-
-
 def as_floats(value: Any) -> list[float] | None:
-    """A number, or the numbers of a population, as a list; a null inside counts as NaN. None for anything else."""
+    """A number, or the numbers of a population, as a list with NaN for null. None for anything else."""
     entries = value if isinstance(value, list) else [value]
     if not entries or not all(entry is None or isinstance(entry, int | float) for entry in entries) or value is None:
         return None
@@ -208,7 +183,7 @@ def as_floats(value: Any) -> list[float] | None:
 
 
 def stack(points: dict[int, list[float]]) -> Series:
-    """Sort by step; rows of a shorter population are padded with NaN."""
+    """The series of {step: one value per seed}, sorted by step. Shorter rows are padded with NaN."""
     width = max(len(row) for row in points.values())
     steps = sorted(points)
     values = np.full((len(steps), width), np.nan)
@@ -218,7 +193,7 @@ def stack(points: dict[int, list[float]]) -> Series:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'optim': {'lr': 1}} -> {'optim.lr': 1}. An empty dict stays as a value, so that it is seen."""
+    """{'optim': {'lr': 1}} -> {'optim.lr': 1}. An empty dict, which `training.config.flatten` drops, is kept to be shown."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}

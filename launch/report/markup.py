@@ -1,7 +1,8 @@
-"""Building blocks of the report: escaped HTML elements, and numbers, times and ticks as people read them."""
+"""HTML elements with escaped content, and numbers, times, config values and ticks as people read them."""
 
 import html
 import itertools
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,13 +12,13 @@ SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Html(str):
-    """Text that is markup already. Any other string is data, and `tag` escapes it."""
+    """A string of markup. Any other string is data, and `tag` escapes it."""
 
     __slots__ = ()
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
-    """One element. `cls` becomes `class` and `_` in names becomes `-`; None or False drops an attribute, True makes it bare."""
+    """One element. `cls` becomes `class`, and `_` in names `-`; None and False drop an attribute, True leaves it bare."""
     words = [name]
     for key, value in attributes.items():
         key = "class" if key == "cls" else key.replace("_", "-")
@@ -32,19 +33,24 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
 
 
 def join(children: Iterable[Any]) -> Html:
-    """Children one after another: None is dropped, markup is kept, everything else is escaped."""
+    """The children one after another: None is left out, Html is kept, everything else is escaped."""
     return Html("".join(c if isinstance(c, Html) else html.escape(str(c)) for c in children if c is not None))
 
 
-def real(value: Any) -> float | None:
-    """A number as float (NaN and infinity included), or None for anything else."""
-    return float(value) if isinstance(value, int | float) else None
+def as_float(value: Any) -> float | None:
+    """A number, NaN and infinity included, as float; None for anything else, True and False included."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def config_text(value: Any) -> str:
+    """A config value as the user wrote it: JSON, but strings without quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def short(value: float, digits: int = 4) -> str:
-    """`digits` significant digits with an SI suffix from 10 000 on: 0.01234, 1234, 12.35k, 1.235M, 1.2e-05, NaN."""
+    """A number with `digits` significant digits, and an SI suffix from 10 000 on: 0.01234, 1234, 12.35k, 1.2e-05, NaN."""
     if not math.isfinite(value):
-        return special(value)
+        return not_finite(value)
     value = float(f"{value:.{digits}g}")
     for scale, suffix in SUFFIXES:
         if abs(value) >= max(scale, 1e4):
@@ -53,7 +59,7 @@ def short(value: float, digits: int = 4) -> str:
 
 
 def spread(mean: float, half: float) -> str:
-    """'20.9 ± 7.0': the half width to two significant digits, and the mean to the same decimals."""
+    """An interval as '20.9 ± 7.0': two significant digits of the half width, and the mean to the same decimals."""
     decimals = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 9
     if decimals > 6 or abs(mean) >= 1e5:
         return f"{short(mean)} ± {short(half, 2)}"
@@ -61,9 +67,9 @@ def spread(mean: float, half: float) -> str:
 
 
 def exact(value: float) -> str:
-    """For tables: no suffix. Integers whole, others to six significant digits: 1,234,567 and 0.123457 and 1.2e-05."""
+    """A number for tables: integers whole, others with six significant digits: 1,234,567, 0.123457, 1.2e-05."""
     if not math.isfinite(value):
-        return special(value)
+        return not_finite(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}" if abs(value) >= 1e4 else str(int(value))
     if not 1e-4 <= abs(value) < 1e9:
@@ -72,12 +78,13 @@ def exact(value: float) -> str:
     return f"{value:,.{decimals}f}".rstrip("0").rstrip(".") if decimals else f"{value:,.0f}"
 
 
-def special(value: float) -> str:
+def not_finite(value: float) -> str:
+    """NaN, ∞ or −∞, for a value that is one of them."""
     return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
 
 
 def duration(seconds: float | None) -> str:
-    """2.5 s, 3 min 20 s, 42 min, 1 h 05 min, 2 d 3 h; a dash when unknown."""
+    """A time as 2.5 s, 3 min 20 s, 42 min, 1 h 05 min, 2 d 3 h; a dash for None and for what is no time."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return "–"
     if seconds < 59.95:
@@ -101,14 +108,14 @@ def linear_ticks(low: float, high: float, target: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, target: int = 6) -> list[float]:
-    """Powers of ten inside [low, high], at most about `target` of them (positive bounds, more than a decade apart)."""
+    """Powers of ten inside [low, high], about `target` of them at most. The bounds are positive, more than a decade apart."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     stride = max(1, math.ceil((last - first + 1) / target))
     return [10.0**power for power in range(first, last + 1, stride)]
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """One suffix and one number of decimals for the whole axis, so that labels line up: 0, 20k, 40k or 0.25, 0.50."""
+    """Labels of an axis, with one suffix and one number of decimals for all: 0, 20k, 40k or 0.25, 0.50."""
     largest = max((abs(tick) for tick in ticks), default=0.0)
     scale, suffix = 1.0, ""
     if largest >= 1e4:
@@ -123,7 +130,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def unit(metric: str) -> str:
-    """The unit that a metric's name tells, or '': 'time/steps_per_second' is in steps/s."""
+    """The unit of a metric by its name, or '': steps/s for 'time/steps_per_second'."""
     leaf = metric.rsplit("/", 1)[-1]
     if leaf.endswith("_per_second"):
         what = leaf.removesuffix("_per_second")
@@ -135,10 +142,11 @@ def unit(metric: str) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def extent(values: Sequence[float]) -> str:
-    """'5', '3 to 5', or a dash for nothing."""
+    """Least and greatest value as '3 to 5'; '5' where they are equal, a dash for no values."""
     ends = [short(value) for value in (min(values), max(values))] if values else ["–"]
     return " to ".join(dict.fromkeys(ends))

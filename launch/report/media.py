@@ -17,7 +17,10 @@ SMALL = 256  # pixels: pictures no wider are enlarged by a whole factor, with ha
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """`body` is the element, or a note on why it is missing; `kind` is 'figure' (a plot), or a run's 'frame' or 'text'."""
+    """A picture, video or text of the page. `kind`: 'figure' is a plot, 'frame' and 'text' come from a run.
+
+    `body` is the element, or a note that says why it is missing.
+    """
 
     name: str
     caption: str
@@ -26,7 +29,7 @@ class Picture:
 
 
 def pictures(material: Material, arms: Sequence[Arm]) -> list[Picture]:
-    """Figures of the folders, then the last picture or text of each name, from the first run of each arm that has one."""
+    """The figures, then the last picture, video or text of each name, from the first run of each arm that has one."""
     wanted: list[tuple[str, str, Path | str | None, str]] = [(path.stem, "", path, "figure") for path in material.figures]
     for name in dict.fromkeys(name for run in material.runs for name in run.media):
         for arm in arms:
@@ -51,7 +54,10 @@ def pictures(material: Material, arms: Sequence[Arm]) -> list[Picture]:
 
 
 def embed(path: Path | None, room: int) -> tuple[int, Html]:
-    """(bytes taken, element). The element is a note when the file is outside the workdir, missing, damaged or too large."""
+    """(bytes, element) of a file, for a page that has room for so many bytes.
+
+    The element is a note for a file that is missing, damaged or too large, and for None: a path out of the workdir.
+    """
     if path is None:
         return 0, note("left out: its path leads out of the workdir")
     try:
@@ -73,7 +79,7 @@ def embed(path: Path | None, room: int) -> tuple[int, Html]:
 
 
 def recognise(data: bytes) -> tuple[str | None, int | None]:
-    """(MIME type, width in pixels where the header tells) by the file's first bytes; (None, None) for anything else."""
+    """(MIME type, width in pixels or None) by a file's first bytes; (None, None) for a type that pages do not show."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
         return "image/png", struct.unpack(">I", data[16:20])[0]
     if data[:6] in (b"GIF87a", b"GIF89a") and len(data) >= 10:
@@ -88,4 +94,5 @@ def recognise(data: bytes) -> tuple[str | None, int | None]:
 
 
 def note(text: str) -> Html:
+    """A note in place of a picture."""
     return tag("p", text, cls="missing")

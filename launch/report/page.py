@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from launch.report import chart as svg
 from launch.report.arms import (
     Arm,
     curve,
@@ -17,15 +16,15 @@ from launch.report.arms import (
     group_arms,
     is_evaluation,
     metric_names,
-    plain,
     prefix,
     short_name,
     steps_per_second,
 )
-from launch.report.data import Material, Run, Table
-from launch.report.markup import Html, duration, exact, extent, join, listing, real, short, tag, unit
+from launch.report.chart import MANY_ARMS, chart, final_text, legend
+from launch.report.data import Material, ShownRun, Table
+from launch.report.markup import Html, as_float, config_text, duration, exact, extent, join, listing, short, tag, unit
 from launch.report.media import Picture, pictures
-from launch.report.tables import fold, table, upright
+from launch.report.tables import fold, table, upright_table
 
 LONG = 12  # longer tables are folded away
 TILES = 6  # so many evaluation metrics fit the summary of one run; more go into a table
@@ -35,14 +34,14 @@ STATUSES = ("done", "running", "stopped", "preempted", "failed")
 
 
 def page(material: Material, title: str | None = None) -> str:
-    """The whole HTML document. It names no outside resource; its content policy forbids them as well."""
+    """The whole HTML document. It loads nothing from outside, and its content policy forbids that as well."""
     runs, arms = material.runs, group_arms(material.runs)
     title = title or default_title(material)
     sections = [
         ("Summary", summary(runs, arms)),
         ("Results", results(runs, arms, material.tables)),
         ("Curves", curves(runs, arms)),
-        ("Pictures", media(pictures(material, arms))),
+        ("Pictures", gallery(pictures(material, arms))),
         ("Config", configs(runs, arms)),
         ("Timings", timings(runs)),
         ("Environment", environment(runs)),
@@ -70,12 +69,14 @@ def page(material: Material, title: str | None = None) -> str:
 
 
 def default_title(material: Material) -> str:
+    """The name of the only run, or of the folder."""
     if len(material.runs) == 1:
         return str(material.runs[0].info.get("name") or material.runs[0].label)
     return material.folder.name
 
 
-def subtitle(runs: Sequence[Run], arms: Sequence[Arm]) -> str:
+def subtitle(runs: Sequence[ShownRun], arms: Sequence[Arm]) -> str:
+    """The line below the title: methods, numbers of runs and arms, when the first run started."""
     if not runs:
         return "Tables and figures"
     methods = ", ".join(dict.fromkeys(str(run.config["method"]) for run in runs if "method" in run.config))
@@ -84,16 +85,17 @@ def subtitle(runs: Sequence[Run], arms: Sequence[Arm]) -> str:
     return " · ".join(part for part in (methods, counts, f"started {started[0]}" if started else "") if part)
 
 
-def summary(runs: Sequence[Run], arms: Sequence[Arm]) -> Html | None:
+def summary(runs: Sequence[ShownRun], arms: Sequence[Arm]) -> Html | None:
+    """The section of tiles: status, steps, time, size, and the scores if there is one arm; then the notes."""
     if not runs:
         return None
     several = len(runs) > 1
-    tiles = [tile("Status", join(statuses(runs)))]
+    tiles = [tile("Status", join(status_chips(runs)))]
     if several:
         tiles.append(tile("Runs", str(len(runs)), f"in {len(arms)} arm{'s' * (len(arms) > 1)}"))
     speeds = [speed for run in runs if (speed := steps_per_second(run)) is not None]
-    seconds = [value for run in runs if (value := real(run.info.get("seconds"))) is not None]
-    sizes = [value for run in runs if (value := real(run.info.get("parameters"))) is not None]
+    seconds = [value for run in runs if (value := as_float(run.info.get("seconds"))) is not None]
+    sizes = [value for run in runs if (value := as_float(run.info.get("parameters"))) is not None]
     tiles.append(tile("Steps", extent([run.last_step for run in runs if run.last_step is not None]), steps_planned(runs)))
     tiles.append(tile("Wall time", duration(sum(seconds)) if seconds else "–", "all runs" if several and seconds else ""))
     tiles.append(
@@ -104,19 +106,21 @@ def summary(runs: Sequence[Run], arms: Sequence[Arm]) -> Html | None:
     scores = []
     if len(arms) == 1 and len(evals) <= TILES:
         for name in evals:
-            head, _, count = svg.final_text(final(arms[0], name)).partition(" (")
+            head, _, count = final_text(final(arms[0], name)).partition(" (")
             scores.append(tile(short_name(name), head, f"{unit(name)} {count.rstrip(')')}".strip(), "score"))
     rows = [tag("div", *row, cls="tiles") for row in (tiles, scores) if row]
     return join([*rows, *notes(runs, arms)])
 
 
 def tile(label: str, value: str, aside: str = "", cls: str = "") -> Html:
+    """A labelled value, with a smaller word beside it."""
     shown = tag("span", value, tag("small", f" {aside}") if aside else None, cls="value")
     return tag("div", tag("span", label, cls="label"), shown, cls=f"tile {cls}".strip())
 
 
-def statuses(runs: Sequence[Run]) -> list[Html]:
-    counts = Counter(status(run) for run in runs)
+def status_chips(runs: Sequence[ShownRun]) -> list[Html]:
+    """The status of the run, or how many runs have each status."""
+    counts = Counter(status_word(run) for run in runs)
     return [
         tag("span", f"{count} {word}" if len(runs) > 1 else word, cls=f"chip {word}")
         for word in (*STATUSES, "unknown")
@@ -124,49 +128,52 @@ def statuses(runs: Sequence[Run]) -> list[Html]:
     ]
 
 
-def status(run: Run) -> str:
+def status_word(run: ShownRun) -> str:
+    """The first word of a run's status ('failed: OSError' is 'failed'); 'unknown' for one that the loop does not write."""
     word = str(run.info.get("status") or "").split(":")[0].strip()
     return word if word in STATUSES else "unknown"
 
 
-def steps_planned(runs: Sequence[Run]) -> str:
-    planned = {run.config["steps"] for run in runs if real(run.config.get("steps")) is not None}
+def steps_planned(runs: Sequence[ShownRun]) -> str:
+    """The number of steps in the config as 'of 100k', if it is the same in all runs."""
+    planned = {run.config["steps"] for run in runs if as_float(run.config.get("steps")) is not None}
     return f"of {short(planned.pop())}" if len(planned) == 1 else ""
 
 
-def notes(runs: Sequence[Run], arms: Sequence[Arm]) -> list[Html]:
-    """What a reader must know before trusting the numbers."""
-    found = [f"{run.label}: {run.info['status']}" for run in runs if status(run) == "failed"]
+def notes(runs: Sequence[ShownRun], arms: Sequence[Arm]) -> list[Html]:
+    """Warnings about the numbers: failed and empty runs, runs at different steps, seeds that occur twice."""
+    texts = [f"{run.label}: {run.info['status']}" for run in runs if status_word(run) == "failed"]
     silent = [run.label for run in runs if not run.series]
     if silent:
         who = "This run has" if len(runs) == 1 else f"{len(silent)} of {len(runs)} runs have"
-        found.append(f"{who} no metrics yet{'' if len(runs) == 1 else ': ' + listing(silent)}.")
+        texts.append(f"{who} no metrics yet{'' if len(runs) == 1 else ': ' + listing(silent)}.")
     if len({run.last_step for run in runs if run.series}) > 1:
-        found.append("The runs stand at different steps; a last value is each run's own.")
+        texts.append("The runs stand at different steps; a last value is each run's own.")
     for arm in arms:
-        seeds = Counter(plain(run.config["seed"]) for run in arm.runs if "seed" in run.config)
+        seeds = Counter(config_text(run.config["seed"]) for run in arm.runs if "seed" in run.config)
         twice = [seed for seed, count in seeds.items() if count > 1]
         if twice:
-            found.append(f"{arm.name}: several runs have seed {', '.join(twice)}; they count as separate seeds.")
-    return [tag("p", text, cls="notice") for text in found]
+            texts.append(f"{arm.name}: several runs have seed {', '.join(twice)}; they count as separate seeds.")
+    return [tag("p", text, cls="notice") for text in texts]
 
 
-def results(runs: Sequence[Run], arms: Sequence[Arm], tables: Sequence[Table]) -> Html | None:
-    """Final evaluation per arm, every run, and the tables that lie beside the runs."""
+def results(runs: Sequence[ShownRun], arms: Sequence[Arm], tables: Sequence[Table]) -> Html | None:
+    """The section of tables: final evaluation of each arm, those that lie beside the runs, and every run."""
     parts = [table(each.columns, each.rows, each.title, each.caption) for each in tables]
     evals = [name for name in metric_names(runs) if is_evaluation(name)]
     if evals and (len(arms) > 1 or len(evals) > TILES):
-        cells = [[svg.final_text(value) if (value := final(arm, name)) else None for name in evals] for arm in arms]
+        cells = [[final_text(value) if (value := final(arm, name)) else None for name in evals] for arm in arms]
         rows = [[arm.name, *row] for arm, row in zip(arms, cells, strict=True)]
         parts.insert(
-            0, upright(["", *(short_name(name) for name in evals)], rows, "Final evaluation", final_caption(runs, arms))
+            0, upright_table(["", *(short_name(name) for name in evals)], rows, "Final evaluation", final_caption(runs, arms))
         )
     if len(runs) > 1:
         parts.append(fold(f"Every run ({len(runs)})", run_table(arms, evals)))
     return join(parts) or None
 
 
-def final_caption(runs: Sequence[Run], arms: Sequence[Arm]) -> str:
+def final_caption(runs: Sequence[ShownRun], arms: Sequence[Arm]) -> str:
+    """What the numbers of the final evaluation are."""
     text = "Last value of each run."
     if len(runs) > len(arms) or any(series.values.shape[1] > 1 for run in runs for series in run.series.values()):
         text += " Over seeds: the mean ± half of its 95 % t-interval from three seeds on, [least, greatest] for two."
@@ -174,40 +181,42 @@ def final_caption(runs: Sequence[Run], arms: Sequence[Arm]) -> str:
 
 
 def run_table(arms: Sequence[Arm], evals: Sequence[str]) -> Html:
+    """One row for each run: arm, seed, status, step, time, speed, last evaluations."""
     columns = ["run", "arm", "seed", "status", "step", "wall time", "steps/s", *(short_name(name) for name in evals)]
     rows = []
     for arm in arms:
         for run in arm.runs:
             alone = Arm(run.label, (run,), {})
             last = [final(alone, name) for name in evals]
-            wall, speed = real(run.info.get("seconds")), steps_per_second(run)
-            chip = tag("span", status(run), cls=f"chip {status(run)}")
+            wall, speed = as_float(run.info.get("seconds")), steps_per_second(run)
+            chip = tag("span", status_word(run), cls=f"chip {status_word(run)}")
             row = [run.label, arm.name, run.config.get("seed"), chip, run.last_step, duration(wall), speed and short(speed)]
-            rows.append([*row, *(value and svg.final_text(value) for value in last)])
+            rows.append([*row, *(value and final_text(value) for value in last)])
     return table(columns, rows, right=range(4, len(columns)))
 
 
-def curves(runs: Sequence[Run], arms: Sequence[Arm]) -> Html | None:
-    """One chart per metric, grouped by prefix."""
+def curves(runs: Sequence[ShownRun], arms: Sequence[Arm]) -> Html | None:
+    """The section of charts: one for each metric, grouped by prefix."""
     names = metric_names(runs)
     if not names:
         return None
     groups = dict.fromkeys(prefix(name) for name in names)
-    parts = [svg.legend(arms), tag("p", curves_caption(arms, names), cls="note")]
+    parts = [legend(arms), tag("p", curves_caption(arms), cls="note")]
     for group in groups:
         own = [name for name in names if prefix(name) == group]
-        charts = [svg.chart(n, arms, [curve(arm, n) for arm in arms], [final(arm, n) for arm in arms]) for n in own]
+        charts = [chart(n, arms, [curve(arm, n) for arm in arms], [final(arm, n) for arm in arms]) for n in own]
         heading = tag("summary", tag("h3", HEADINGS.get(group, group)), tag("span", str(len(own)), cls="count"))
         parts.append(tag("details", heading, tag("div", *charts, cls="charts"), open=True))
     return join(parts)
 
 
-def curves_caption(arms: Sequence[Arm], names: Sequence[str]) -> str:
+def curves_caption(arms: Sequence[Arm]) -> str:
+    """How to read the charts."""
     several = any(
         len(arm.runs) > 1 or any(s.values.shape[1] > 1 for run in arm.runs for s in run.series.values()) for arm in arms
     )
     text = "Point at a chart for its values."
-    if several and len(arms) > svg.MANY_ARMS:
+    if several and len(arms) > MANY_ARMS:
         text += " Lines are means over seeds; with so many arms the spread is left to the tooltip."
     elif several:
         text += " Lines are means over seeds and the shading runs from the least to the greatest seed;"
@@ -215,7 +224,8 @@ def curves_caption(arms: Sequence[Arm], names: Sequence[str]) -> str:
     return text
 
 
-def media(shown: Sequence[Picture]) -> Html | None:
+def gallery(shown: Sequence[Picture]) -> Html | None:
+    """The section of pictures, videos and texts."""
     if not shown:
         return None
     figures = [
@@ -225,20 +235,20 @@ def media(shown: Sequence[Picture]) -> Html | None:
     return tag("div", *figures, cls="pictures")
 
 
-def configs(runs: Sequence[Run], arms: Sequence[Arm]) -> Html | None:
-    """Keys in which arms differ, highlighted; then what they share."""
+def configs(runs: Sequence[ShownRun], arms: Sequence[Arm]) -> Html | None:
+    """The section of configs: keys in which the arms differ, then the keys that all runs share."""
     parts = []
     keys = list(dict.fromkeys(key for arm in arms for key in arm.differs))
     if keys:
-        rows = [[arm.name, *(plain(arm.differs[key]) if key in arm.differs else None for key in keys)] for arm in arms]
-        body = upright(["", *keys], rows, cls="differs")
+        rows = [[arm.name, *(config_text(arm.differs[key]) if key in arm.differs else None for key in keys)] for arm in arms]
+        body = upright_table(["", *keys], rows, cls="differs")
         parts.append(fold("Where the arms differ", body, unfolded=len(rows) <= LONG))
     with_config = [run for run in runs if run.config]
     if with_config:
-        shared = {key: value for key, value in with_config[0].config.items() if shared_by_all(key, value, with_config)}
+        shared = {key: value for key, value in with_config[0].config.items() if is_shared(key, value, with_config)}
         heading = f"Config ({len(shared)} keys)" if len(runs) == 1 else f"Shared by all runs ({len(shared)} keys)"
         parts.append(
-            fold(heading, table(["key", "value"], [[key, tag("code", plain(value))] for key, value in shared.items()]))
+            fold(heading, table(["key", "value"], [[key, tag("code", config_text(value))] for key, value in shared.items()]))
         )
     missing = [run.label for run in runs if not run.config]
     if missing:
@@ -246,15 +256,17 @@ def configs(runs: Sequence[Run], arms: Sequence[Arm]) -> Html | None:
     return join(parts) or None
 
 
-def shared_by_all(key: str, value: Any, runs: Sequence[Run]) -> bool:
-    return all(key in run.config and plain(run.config[key]) == plain(value) for run in runs)
+def is_shared(key: str, value: Any, runs: Sequence[ShownRun]) -> bool:
+    """True if the configs of all runs have this value."""
+    return all(key in run.config and config_text(run.config[key]) == config_text(value) for run in runs)
 
 
-def timings(runs: Sequence[Run]) -> Html | None:
+def timings(runs: Sequence[ShownRun]) -> Html | None:
+    """The section of speed: compilation, wall time, steps and FLOPs per second, memory of each run."""
     columns = ["run", "compile", "wall time", "steps/s", "steps / wall time", "FLOP/step", "FLOP/s", "peak memory"]
     rows = []
     for run in runs:
-        get = {key: real(run.info.get(key)) for key in ("compile_seconds", "seconds", "flops_per_step", "memory_bytes")}
+        get = {key: as_float(run.info.get(key)) for key in ("compile_seconds", "seconds", "flops_per_step", "memory_bytes")}
         seconds, flops, memory = get["seconds"], get["flops_per_step"], get["memory_bytes"]
         speed = steps_per_second(run)
         overall = run.last_step / seconds if run.last_step and seconds else None
@@ -266,13 +278,13 @@ def timings(runs: Sequence[Run]) -> Html | None:
     caption = (
         "steps/s: median of the later half of time/steps_per_second; steps / wall time counts compiling and evaluating too."
     )
-    body = upright(columns, rows, caption=caption)
+    body = upright_table(columns, rows, caption=caption)
     return body if len(runs) <= LONG else fold(f"Every run ({len(runs)})", body)
 
 
-def environment(runs: Sequence[Run]) -> Html | None:
-    """Versions, machine and mesh (once for runs that share them), and the commands, quoted for a shell."""
-    groups: dict[str, list[Run]] = {}
+def environment(runs: Sequence[ShownRun]) -> Html | None:
+    """The section of versions, machines and meshes, once for runs that share them, and of commands, quoted for a shell."""
+    groups: dict[str, list[ShownRun]] = {}
     for run in runs:
         kept = {key: run.info[key] for key in ("versions", "machine", "mesh", "git") if run.info.get(key)}
         if kept:
@@ -280,7 +292,7 @@ def environment(runs: Sequence[Run]) -> Html | None:
     parts = []
     for text, group in groups.items():
         heading = tag("h3", listing([run.label for run in group])) if len(groups) > 1 else None
-        entries = [join([tag("dt", key), tag("dd", inline(value))]) for key, value in json.loads(text).items()]
+        entries = [join([tag("dt", key), tag("dd", one_line(value))]) for key, value in json.loads(text).items()]
         parts.append(tag("div", heading, tag("dl", *entries), cls="environment"))
     commands = [(run, run.info["command"]) for run in runs if isinstance(run.info.get("command"), list)]
     lines = [f"# {run.label}\n{shlex.join(map(str, c))}" if len(runs) > 1 else shlex.join(map(str, c)) for run, c in commands]
@@ -290,10 +302,10 @@ def environment(runs: Sequence[Run]) -> Html | None:
     return join(parts) or None
 
 
-def inline(value: Any) -> str:
-    """A small dict or list of run.json as one line of text."""
+def one_line(value: Any) -> str:
+    """A value of run.json, often a small dict or list, as one line of text."""
     if isinstance(value, dict):
-        return " · ".join(f"{key} {inline(entry)}" for key, entry in value.items())
+        return " · ".join(f"{key} {one_line(entry)}" for key, entry in value.items())
     if isinstance(value, list):
-        return ", ".join(f"{entry} ×{count}" if count > 1 else entry for entry, count in Counter(map(inline, value)).items())
-    return exact(value) if real(value) is not None and not isinstance(value, bool) else plain(value)
+        return ", ".join(f"{entry} ×{count}" if count > 1 else entry for entry, count in Counter(map(one_line, value)).items())
+    return exact(value) if as_float(value) is not None else config_text(value)

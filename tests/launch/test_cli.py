@@ -1,21 +1,26 @@
 """The entry points as users call them: one line and exit code 2 for a mistake, results for the rest."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from launch import evaluate, quickstart, train
-from sgi.collect import collect
+from sgi.recordings.record import Recording, record
 from training import config as configs
+from training import example, runs, testing
 from training.cli import split_overrides
 from training.errors import UserError
+from training.method import Eval
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN, FINETUNE = (f"{ROOT}/configs/sgi/{name}.py" for name in ("pretrain", "finetune"))
+LINE = f"{ROOT}/configs/example/line.py"
 
 
 def command(tmp_path, config, *overrides):
@@ -36,8 +41,8 @@ def command(tmp_path, config, *overrides):
         (f"{PRETRAIN}:tiny", "--config.mesh.data=3", "not divisible"),
         (f"{PRETRAIN}:tiny", "--config.mesh.data=64", "needs 64 devices"),
         (f"{FINETUNE}:tiny", "--config.batch=3 --config.mesh.data=2", "not divisible"),
-        (f"{FINETUNE}:tiny", "--config.init_from=/nonexistent", "train there first"),
-        (f"{FINETUNE}:sgi", "--config.seed=1", "give --config.init_from"),
+        (f"{FINETUNE}:tiny", "--config.sources.init=/nonexistent", "no run in"),
+        (f"{FINETUNE}:sgi", "--config.seed=1", "give --config.sources.init"),
         (f"{FINETUNE}:tiny", "--config.agent.first_layers=both", "choose one of goal, reward, none"),
         (f"{FINETUNE}:tiny", "--config.agent.prefill=3", "take more than n_step and jumps"),
         (f"{PRETRAIN}:tiny", "--config.accumulate=3", "does not split into 3 equal parts"),
@@ -52,7 +57,7 @@ def test_mistakes_are_named_before_any_training(tmp_path, config, override, mess
 
 
 def test_recorded_actions_must_fit_the_action_set(tmp_path):
-    collect("pong", 60, tmp_path / "data", envs=1, full_actions=True)
+    record(Recording("pong", 60, envs=1, full_actions=True), tmp_path / "data")
     data = f"--config.data.dir={tmp_path / 'data'}"
     with pytest.raises(UserError, match=r"but Pong has 6: set config\.data\.full_action_space"):
         train.main(command(tmp_path, f"{PRETRAIN}:tiny", data))
@@ -92,6 +97,58 @@ def test_train_then_evaluate(tmp_path, capsys):
     assert list((tmp_path / "out" / "media").glob("*.gif"))
     with pytest.raises(UserError, match="no run in"):
         evaluate.main([str(tmp_path / "nothing")])
+
+
+def test_a_run_says_first_what_a_row_and_a_step_are(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train.main(command(tmp_path, f"{LINE}:tiny", "--config.steps=1"))
+    said = [message for message in caplog.messages if message.startswith(("training.example", "state on mesh"))]
+    assert said[0] == "training.example: batch = points, step = an update" and len(said) == 2
+
+
+def word_method(today):
+    """A method whose network has a unit for each word of a list; a run saves the list, `today[0]` is the one that data have."""
+
+    def words(config):
+        own = runs.is_run(config.workdir) and runs.Run(config.workdir).has_file("words")
+        return runs.Run(config.workdir).file("words") if own else today[0]
+
+    def make(config, mesh):
+        def evaluate(state, consts, step):
+            return {"words": len(words(config).split()), "units": state.params["out"].size}
+
+        return example.make(config, mesh)._replace(files=lambda: {"words": words(config)}, evals={"eval": Eval(0, evaluate)})
+
+    module = ModuleType("word_method")
+    module.make, module.sizes = make, lambda config: {"width": len(words(config).split())}
+    return module
+
+
+def test_an_evaluation_takes_the_files_of_the_run_itself(tmp_path, capsys, monkeypatch, refusal):
+    today = [b"one two three"]
+    monkeypatch.setitem(sys.modules, "word_method", word_method(today))
+    config = testing.toy_config(method="word_method", width=0, mesh__data=1, steps=1)
+    testing.train(config, tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "run")  # where it lives now counts, and not what its config says
+    today[0] = b"a b c d e"
+    for workdir, words in (("run", 3), ("other", 5)):
+        if workdir == "other":
+            testing.train(config, tmp_path / workdir)
+        capsys.readouterr()
+        evaluate.main([str(tmp_path / workdir)])
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result == {"step": 1, "eval/words": words, "eval/units": words}
+    (tmp_path / "run" / "files" / "words").write_text("one two")
+    assert "words is not what the run saved" in refusal(evaluate.main, tmp_path / "run")
+
+
+def test_evaluating_what_is_no_run_is_one_line(tmp_path, refusal):
+    for folder in (tmp_path / "absent", tmp_path):
+        assert f"no run in {folder}: {folder}/config.json is missing" in refusal(evaluate.main, folder)
+    config = testing.toy_config(mesh__data=1)
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    assert f"no checkpoint in {tmp_path}; train there first" in refusal(evaluate.main, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_another_config_or_checkpoint_in_the_workdir(tmp_path):

@@ -66,7 +66,7 @@ def rows(name="eval/score", values=(1.0, 2.0), every=50):
 
 
 def report(folder, *more):
-    assert main([str(folder), *more]) == 0
+    main([str(folder), *more])
     return Page(folder / "report.html")
 
 
@@ -144,6 +144,13 @@ def test_seeds_form_one_arm_with_mean_and_spread(tmp_path):
     assert len(page.of("path", "band")) == 2 and len(page.of("button")) == 2
     assert "from the least to the greatest seed" in page.source
     assert [t for t in page.texts["table"] if t.startswith("optim.lr")] or "optim.lr" in page.texts["th"]
+
+
+def test_runs_of_earlier_versions_join_the_arm_of_todays(tmp_path):
+    for name, config in (("old", {"init_from": "pre/s0"}), ("new", {"sources": {"init": "pre/s1"}, "seed": 1})):
+        make_run(tmp_path / name, rows(), config)
+    make_run(tmp_path / "scratch", rows(), {"sources": {"init": ""}})
+    assert [s["name"] for s in report(tmp_path).charts[0]["series"]] == ["init=pre/s*", "init="]
 
 
 def test_run_without_a_config_is_named_by_its_directory(tmp_path):
@@ -254,28 +261,27 @@ def test_which_folders_are_runs(tmp_path):
         ("x.table.json", '{"title": "t"}', "needs the lists"),
     ],
 )
-def test_damaged_files_end_in_one_line_and_exit_code_2(tmp_path, capsys, file, text, words):
+def test_damaged_files_end_in_one_line_and_exit_code_2(tmp_path, refusal, file, text, words):
     run = make_run(tmp_path / "run", rows())
     (run / file).write_text(text)
-    assert main([str(run)]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and words in said.err and said.err.count("\n") == 1
+    assert words in refusal(main, run)
     assert not (run / "report.html").exists()
 
 
-def test_wrong_folders_end_in_one_line_and_exit_code_2(tmp_path, capsys):
-    for folder in (tmp_path / "absent", tmp_path):
-        assert main([str(folder)]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+def test_wrong_folders_end_in_one_line_and_exit_code_2(tmp_path, refusal):
+    assert "is not a folder" in refusal(main, tmp_path / "absent")
+    assert "holds no run (no run.json, metrics.jsonl or config.json at any depth)" in refusal(main, tmp_path)
     run = make_run(tmp_path / "run", rows())
-    assert main([str(run), "--out", str(tmp_path / "no" / "such.html")]) == 2
-    assert "--out" in capsys.readouterr().err
+    assert "--out" in refusal(main, run, "--out", tmp_path / "no" / "such.html")
+    (tmp_path / "folder").mkdir()
+    assert "--out" in refusal(main, run, "--out", tmp_path / "folder")
+    assert not list(tmp_path.glob(".*")), "no draft left behind"
 
 
 def test_several_folders_out_and_title(tmp_path):
     a, b = (make_run(tmp_path / n / "run", rows(), {"optim": {"lr": lr}}) for n, lr in (("a", 1), ("b", 2)))
     out = tmp_path / "all.html"
-    assert main([str(a), str(b), str(a), "--out", str(out), "--title", "Both"]) == 0
+    main([str(a), str(b), str(a), "--out", str(out), "--title", "Both"])
     page = Page(out)
     assert page.texts["title"] == ["Both"] and len(page.charts[0]["series"]) == 2
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["all.html"], "no draft left behind"
@@ -328,7 +334,7 @@ def test_tables_and_figures_of_a_group(tmp_path):
     cells = [a.get("class") for n, a in page.elements if n in ("th", "td")][:8]
     assert cells == [None, "right"] * 4
     assert "T" in page.texts["h3"] and "overview" in page.texts["figcaption"]
-    assert main([str(tmp_path)]) == 0, "tables and figures alone make a page too"
+    main([str(tmp_path)])  # tables and figures alone make a page too
 
 
 def test_folder_of_tables_alone(tmp_path):
@@ -364,8 +370,7 @@ def test_environment_is_told_once_and_commands_are_quoted(tmp_path):
 def test_the_last_text_is_shown_as_it_is(tmp_path):
     rows = [{"step": 1, "eval/samples": {"text": "old"}}, {"step": 9, "eval/samples": {"text": "a <b>\n  & 'c'"}}]
     make_run(tmp_path / "run", rows)
-    assert main([str(tmp_path / "run")]) == 0
-    page = Page(tmp_path / "run" / "report.html")
+    page = report(tmp_path / "run")
     assert "a <b>\n  & 'c'" in page.texts["pre"]  # escaped, with its lines
     assert not any("old" in text for text in page.texts["pre"])
     assert page.of("figure", "text")
