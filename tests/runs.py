@@ -1,28 +1,41 @@
 """Every config by its short name, and comparisons of states: for tests of all methods."""
 
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from training import config as configs
 
 ROOT = Path(__file__).parents[1]
+EXTRA = os.environ.get("QUINTET_CONFIGS")  # a folder of more configs, for tests/test_new_method.py
+FOLDERS = [ROOT / "configs", *([Path(EXTRA)] if EXTRA else [])]
 
 
 def load(spec, **overrides):
     """'configs/sgi/pretrain.py:tiny' and mesh__data=1 -> that config with that value."""
-    return configs.load(str(ROOT / spec), {k.replace("__", "."): str(v) for k, v in overrides.items()})
+    root = next(f.parent for f in FOLDERS if (f.parent / spec.partition(":")[0]).is_file())
+    return configs.load(str(root / spec), {k.replace("__", "."): str(v) for k, v in overrides.items()})
 
 
 def variants():
-    for path in sorted((ROOT / "configs").rglob("*.py")):
+    for path in sorted(path for folder in FOLDERS for path in folder.rglob("*.py")):
         if path.name != "__init__.py":
-            yield from (f"{path.relative_to(ROOT)}:{v}" for v in configs.load_module(path).VARIANTS)
+            name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+            yield from (f"{name}:{v}" for v in configs.load_module(path).VARIANTS)
 
 
 # 'pretrain:tiny' -> 'configs/sgi/pretrain.py:tiny', for every tiny variant of every config.
 TINY = {f"{Path(s).stem}:{s.split(':')[1]}": s for s in variants() if s.split(":")[1].startswith("tiny")}
+# The first tiny variant of each method, whose promises `make test` keeps; those of the other variants are for `make test-long`.
+FIRST = set({load(spec).method: name for name, spec in reversed(TINY.items())}.values())
+
+
+def variants_of_methods(names, short=FIRST):
+    """Pytest parameters: those that are not in `short` are marked as long."""
+    return [pytest.param(name, marks=() if name in short else pytest.mark.long) for name in names]
 
 
 def assert_equal(a, b):

@@ -1,11 +1,9 @@
 """Every tiny config, and those of the papers' sizes: shapes, shardings and the TPU's program, without the memory."""
 
-from pathlib import Path
-
 import jax
 import pytest
 
-from tests.runs import ROOT, TINY
+from tests.runs import FIRST, ROOT, TINY, variants_of_methods
 from training import config as configs
 from training import loop, population
 from training.sharding import make_mesh, replicated
@@ -31,31 +29,21 @@ PAPER = [
     "configs/rlhf/rl.py:qa_elastic",
     "configs/rlhf/translation.py:game",
 ]
-TOKENS = {"data.dir": "toy", "tokeniser.kind": "bpe", "tokeniser.vocab": "300"}
-SMALL = {  # data of a moment, for networks of any size
-    "pretrain": {"data.collect": "400", "data.shards": "all"},
-    "finetune": {"agent.pretrained": "False"},
-    "curiosity": {"agent.normalise": "8"},
-    "complete": {"data.dir": "toy", "words.kind": "random"},
-    "sft": TOKENS,
-    "dpo": TOKENS,
-    "reward_model": TOKENS,
-    "rl": {**TOKENS, "reward.kind": "length", "gold.kind": ""},
-    "translation": {"data.dir": "toy"},
-}
+# One of each method for `make test`.
+SHORT = ["configs/sgi/pretrain.py:mixed", "configs/sgi/finetune.py:sgi", "configs/rlhf/rl.py:qa_elastic"]
+SHORT += [TINY[name] for name in sorted(FIRST)]
 
 
-@pytest.mark.parametrize("spec", [*TINY.values(), *PAPER])
+@pytest.mark.parametrize("spec", variants_of_methods([*TINY.values(), *PAPER], short=SHORT))
 def test_step_lowers_for_tpu(spec):
-    data = SMALL[Path(spec.split(":")[0]).stem]
-    config = configs.load(str(ROOT / spec), {"mesh.data": "2", "mesh.fsdp": "4", **data})
+    config = configs.load(str(ROOT / spec), {"mesh.data": "2", "mesh.fsdp": "4"})
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    method, stream = population.make(config, mesh)
-    state = loop.abstract_state(config, method, stream, mesh)
+    method = population.make(config, mesh)
+    state = loop.abstract_state(config, method, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     with jax.set_mesh(mesh):
-        text = step.trace(state, stream.spec, jax.eval_shape(method.consts)).lower(lowering_platforms=("tpu",)).as_text()
+        text = step.trace(state, method.spec, method.consts_spec).lower(lowering_platforms=("tpu",)).as_text()
     assert "mhlo.num_partitions = 8" in text
     if spec.endswith((":mixed", ":large", ":sgi")):  # a plain depthwise convolution there, shifted sums only on CPU
         assert "feature_group_count = 64" in text or "feature_group_count = 192" in text
