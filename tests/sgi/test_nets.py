@@ -131,7 +131,7 @@ def test_depthwise_forms_agree(stride):
         return form(x, w), jax.grad(lambda x, w: jnp.sin(form(x, w)).sum(), (0, 1))(x, w)
 
     ours = run(partial(value_and_gradients, lambda x, w: depthwise3x3(x, w, stride)), x, w)
-    grouped = run(partial(value_and_gradients, lambda x, w: layers._depthwise_grouped(x, w, stride)), x, w)
+    grouped = run(partial(value_and_gradients, lambda x, w: layers._depthwise_by_groups(x, w, stride)), x, w)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, grouped)
 
 
