@@ -11,8 +11,7 @@ import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from tests.runs import ROOT, variants
-from training import config as configs
+from tests.runs import load, variants
 from training import population
 from training.sharding import make_mesh
 
@@ -21,7 +20,7 @@ def main() -> None:
     """Print one line a variant, slowest last."""
     mesh, seconds = make_mesh(1), {}
     for spec in variants():
-        config = configs.load(str(ROOT / spec))
+        config = load(spec)
         begin = time.perf_counter()
         population.make(config, mesh)
         seconds[spec] = time.perf_counter() - begin

@@ -16,21 +16,27 @@ FOLDERS = [ROOT / "configs", *([Path(EXTRA)] if EXTRA else [])]
 
 def load(spec, **overrides):
     """'configs/sgi/pretrain.py:tiny' and mesh__data=1 -> that config with that value."""
-    root = next(f.parent for f in FOLDERS if (f.parent / spec.partition(":")[0]).is_file())
-    return configs.load(str(root / spec), {k.replace("__", "."): str(v) for k, v in overrides.items()})
+    return configs.load(path_of(spec), {k.replace("__", "."): str(v) for k, v in overrides.items()})
+
+
+def path_of(spec):
+    """The spec with its whole path, whichever of the folders it is in."""
+    return str(next(f.parent for f in FOLDERS if (f.parent / spec.partition(":")[0]).is_file()) / spec)
 
 
 def variants():
-    for path in sorted(path for folder in FOLDERS for path in folder.rglob("*.py")):
-        if path.name != "__init__.py":
-            name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-            yield from (f"{name}:{v}" for v in configs.load_module(path).VARIANTS)
+    for folder in FOLDERS:
+        for path in sorted(folder.rglob("*.py")):
+            if path.name != "__init__.py":
+                yield from (f"{path.relative_to(folder.parent)}:{v}" for v in configs.load_module(path).VARIANTS)
 
 
 # 'pretrain:tiny' -> 'configs/sgi/pretrain.py:tiny', for every tiny variant of every config.
 TINY = {f"{Path(s).stem}:{s.split(':')[1]}": s for s in variants() if s.split(":")[1].startswith("tiny")}
 # The first tiny variant of each method, whose promises `make test` keeps; those of the other variants are for `make test-long`.
 FIRST = set({load(spec).method: name for name, spec in reversed(TINY.items())}.values())
+# Of these, the ones that share stream and step with another (supervised texts; the game's agents) are long to resume and shard.
+RESUMED = FIRST - {"dpo:tiny", "reward_model:tiny", "translation:tiny_pretrain"}
 
 
 def variants_of_methods(names, short=FIRST):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from tests.runs import FIRST, ROOT, TINY, variants_of_methods
+from tests.runs import FIRST, TINY, path_of, variants_of_methods
 from training import config as configs
 from training import loop, population
 from training.sharding import make_mesh, replicated
@@ -36,7 +36,7 @@ SHORT += [TINY[name] for name in sorted(FIRST)]
 
 @pytest.mark.parametrize("spec", variants_of_methods([*TINY.values(), *PAPER], short=SHORT))
 def test_step_lowers_for_tpu(spec):
-    config = configs.load(str(ROOT / spec), {"mesh.data": "2", "mesh.fsdp": "4"})
+    config = configs.load(path_of(spec), {"mesh.data": "2", "mesh.fsdp": "4"})
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     method = population.make(config, mesh)
     state = loop.abstract_state(config, method, mesh)

@@ -8,7 +8,7 @@ import ale_py
 import jax
 import pytest
 
-from tests.runs import ROOT, variants
+from tests.runs import ROOT, path_of, variants
 from training import config as configs
 from training import loop, population
 from training.sharding import make_mesh
@@ -52,7 +52,7 @@ def nothing_opens(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("spec", list(variants()))
 def test_make_opens_nothing_and_is_quick(nothing_opens, spec):
-    config, mesh = configs.load(str(ROOT / spec)), make_mesh(1)
+    config, mesh = configs.load(path_of(spec)), make_mesh(1)
     importlib.import_module(config.method)
     seconds = []
     for _ in range(2):  # the first time may import more

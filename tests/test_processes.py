@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.runs import FIRST, ROOT, TINY, assert_close, assert_equal, load, variants_of_methods
+from tests.runs import FIRST, ROOT, TINY, assert_close, assert_equal, load, path_of, variants_of_methods
 from training.runs import Run
 from training.testing import train
 
 # The first variant of each method, for they share a stream; and one with weights that are no part of the state. Three kinds of
-# stream for `make test`: a data set, an emulator, a generator.
-PROCESSES = variants_of_methods([*sorted(FIRST), "rl:tiny_lora"], short=("line:tiny", "finetune:tiny", "rl:tiny"))
+# stream: a data set, an emulator, a generator; the first and the last for `make test`, and the sixth method of the docs.
+PROCESSES = variants_of_methods([*sorted(FIRST), "rl:tiny_lora"], short=("line:tiny", "forecast:tiny", "rl:tiny"))
 
 
 def free_port():
@@ -40,7 +40,7 @@ def start(args, devices=1):
 
 def train_in_two(name, workdir, *options, devices=1):
     """Train a tiny config in two processes of so many devices."""
-    command = ["-m", "launch.train", "--config", TINY[name], "--workdir", str(workdir), *options]
+    command = ["-m", "launch.train", "--config", path_of(TINY[name]), "--workdir", str(workdir), *options]
     command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
     processes = [start([*command, "--process", str(i)], devices) for i in range(2)]
     outputs = [p.communicate(timeout=300)[0] for p in processes]

@@ -6,7 +6,7 @@ from functools import cache
 import jax
 import pytest
 
-from tests.runs import ROOT, TINY, assert_close, assert_equal, load, variants, variants_of_methods
+from tests.runs import RESUMED, TINY, assert_close, assert_equal, load, path_of, variants, variants_of_methods
 from training import config as configs
 from training import loop, population
 from training.sharding import make_mesh, replicated
@@ -37,27 +37,27 @@ def stepped(straight):
 
 @pytest.mark.parametrize("spec", list(variants()))
 def test_every_variant_is_a_config(spec):
-    config = configs.load(str(ROOT / spec))
+    config = configs.load(path_of(spec))
     assert config.is_locked and config.method and config.steps > 0
 
 
 @pytest.mark.parametrize("path", sorted({spec.partition(":")[0] for spec in variants()}))
 def test_every_config_says_what_a_batch_and_a_step_are(path):
-    assert configs.units(str(ROOT / path))
+    assert configs.units(path_of(path))
 
 
 def test_every_config_has_a_tiny_variant():
     assert {spec.split(":")[0] for spec in variants()} == {spec.split(":")[0] for spec in TINY.values()}
 
 
-@pytest.mark.parametrize("name", variants_of_methods(TINY))
+@pytest.mark.parametrize("name", variants_of_methods(TINY, short=RESUMED))
 def test_resumed_run_equals_straight_run(straight, tmp_path, name):
     config = load(TINY[name], mesh__data=1)
     train(config, tmp_path, stop_after=4)  # not a multiple of anything
     assert_equal(straight(name)[0], train(config, tmp_path))
 
 
-@pytest.mark.parametrize("name", variants_of_methods(TINY))
+@pytest.mark.parametrize("name", variants_of_methods(TINY, short=RESUMED))
 @pytest.mark.parametrize("mesh", MESHES)
 def test_sharded_step_equals_one_device(straight, stepped, name, mesh):
     """From one state after a few steps, one more step: on one device, and on eight."""
