@@ -155,6 +155,7 @@ def tiny(c: ConfigDict, variant: str) -> None:
     c.data.update({"game": "Pong", "shards": "all", "collect": 400})
     c.update({"batch": 8, "steps": 6})
     c.loss.update({"jumps": 2, "goal_window": 10})
+    c.optim.eps = 1e-2  # large: tests compare meshes, and Adam enlarges rounding errors
     c.mesh.min_shard = 256
     c.log.every = 1
     c.checkpoint.update({"every": 3, "keep_every": 0})
