@@ -8,7 +8,7 @@ RUNS ?= runs/quickstart
 
 help:
 	@echo "make quickstart   install, then pretrain, fine-tune and compare on a real Atari game: minutes on a CPU; ends in a report"
-	@echo "make test         install, then the tests: 15 minutes on two cores"
+	@echo "make test         install, then the tests that every change must pass"
 	@echo "make test-long    the tests that take longer: kills, every mesh, every variant of a preset"
 	@echo "make lint         ruff, and the rules of who may import whom"
 	@echo "make parity       tests against the original implementations (installs torch)"
